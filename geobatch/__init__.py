@@ -1,0 +1,1 @@
+"""Distributed GPU batch processing for geoscience: object storage in, scored surveys out."""
