@@ -1,0 +1,195 @@
+"""Zarr arrays whose unit of writing is one object: a shard, encoded in memory and stored by one PUT.
+
+Array assignment through Zarr would read the old shard first, upload in parts and leave no bytes to hash. Here a
+shard is encoded to its final bytes in a memory store under the same codecs, so that its receipt is made from what
+is stored. Checksums (crc32c) stand inside every chunk and the shard index.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+import zarr.storage
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.errors import ZarrUserWarning
+
+from geobatch.storage import open_storage
+
+Index = tuple[int, ...]
+Region = tuple[slice, ...]
+SMALL_ARRAY_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One Zarr array of a group, before it exists.
+
+    Attributes:
+        name: Name in the group.
+        dims: Axis names, one per axis.
+        shape: Length per axis.
+        dtype: NumPy dtype name.
+        chunks: Unit of reading, per axis.
+        shards: Unit of writing, per axis, a whole multiple of `chunks`.
+        fill_value: What a missing shard reads as.
+        attributes: Attributes of the array, JSON only.
+    """
+
+    name: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...]
+    fill_value: float | int | bool = 0
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def small(cls, name: str, dims: tuple[str, ...], values: npt.NDArray[Any], **attributes: Any) -> ArraySpec:
+        """The spec of an array that is one chunk in one shard, such as a coordinate."""
+        shape = values.shape
+        whole = tuple(max(n, 1) for n in shape)
+        fill: float | bool | int = math.nan if values.dtype.kind == "f" else 0
+        return cls(name, dims, shape, values.dtype.name, whole, whole, fill, attributes)
+
+
+def shard_grid(spec: ArraySpec) -> Index:
+    """Number of shards per axis."""
+    return tuple(-(-length // shard) for length, shard in zip(spec.shape, spec.shards, strict=True))
+
+
+def shard_indices(spec: ArraySpec) -> Iterator[Index]:
+    """Every shard index, the last axis fastest."""
+    return itertools.product(*(range(count) for count in shard_grid(spec)))
+
+
+def shard_region(spec: ArraySpec, index: Index) -> Region:
+    """The cells of one shard, clipped to the array."""
+    return tuple(
+        slice(i * shard, min((i + 1) * shard, length))
+        for i, shard, length in zip(index, spec.shards, spec.shape, strict=True)
+    )
+
+
+def shard_key(spec: ArraySpec, index: Index) -> str:
+    """The object that holds one shard, such as `amplitude/c/0/1/0` (Zarr 3, default chunk key encoding)."""
+    return "/".join([spec.name, "c", *map(str, index)])
+
+
+def encode_shard(spec: ArraySpec, data: npt.NDArray[Any]) -> bytes:
+    """The stored bytes of one shard.
+
+    Args:
+        spec: The array the shard belongs to.
+        data: The shard's cells, whole or the part inside the array; the rest is filled with the fill value.
+
+    Raises:
+        ValueError: `data` is larger than a shard or of another dtype.
+    """
+    if data.dtype != np.dtype(spec.dtype) or any(n > s for n, s in zip(data.shape, spec.shards, strict=True)):
+        raise ValueError(f"{spec.name}: {data.shape} {data.dtype} is no shard of {spec.shards} {spec.dtype}")
+    memory = zarr.storage.MemoryStore()
+    # An all-fill chunk must be stored too: a missing shard and an empty one have to differ.
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        array = _create_array(memory, spec, shape=spec.shards)
+        whole = data
+        if data.shape != spec.shards:
+            whole = np.full(spec.shards, spec.fill_value, dtype=spec.dtype)
+            whole[tuple(slice(0, n) for n in data.shape)] = data
+        array[...] = whole
+    origin = shard_key(spec, (0,) * len(spec.shape))
+    buffer = sync(memory.get(origin, default_buffer_prototype()))
+    if buffer is None:
+        raise RuntimeError(f"{spec.name}: Zarr stored no object at {origin}")
+    return buffer.to_bytes()
+
+
+def decode_shard(spec: ArraySpec, data: bytes) -> npt.NDArray[Any]:
+    """The cells of a stored shard, whole shard shape; every checksum inside it is verified.
+
+    Raises:
+        ValueError: the bytes do not decode or a checksum differs.
+    """
+    memory = zarr.storage.MemoryStore()
+    array = _create_array(memory, spec, shape=spec.shards)
+    origin = shard_key(spec, (0,) * len(spec.shape))
+    if not data:
+        raise ValueError(f"{spec.name}: shard of zero bytes")
+    sync(memory.set(origin, default_buffer_prototype().buffer.from_bytes(data)))
+    try:
+        return np.asarray(array[...])
+    except Exception as error:  # Zarr raises several kinds, by the codec that met the damage.
+        raise ValueError(f"{spec.name}: shard does not decode: {error}") from error
+
+
+def create_arrays(url: str, specs: Sequence[ArraySpec], values: Mapping[str, npt.NDArray[Any]] | None = None) -> None:
+    """Write each array's metadata, and the data of the small arrays given in `values`.
+
+    The group itself does not exist until `finish_group`: what is unfinished does not open.
+    """
+    storage = open_storage(url)
+    given = values or {}
+    for spec in specs:
+        storage.put(f"{spec.name}/zarr.json", json.dumps(_array_metadata(spec), indent=2).encode())
+        if spec.name in given:
+            data = np.ascontiguousarray(given[spec.name]).astype(spec.dtype, copy=False)
+            for index in shard_indices(spec):
+                storage.put(shard_key(spec, index), encode_shard(spec, data[shard_region(spec, index)]))
+
+
+def finish_group(url: str, specs: Sequence[ArraySpec], attributes: Mapping[str, Any]) -> None:
+    """Write the group's `zarr.json` with the metadata of all its arrays consolidated: the last write of a survey."""
+    metadata = {spec.name: _array_metadata(spec) for spec in specs}
+    group = {
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": dict(attributes),
+        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": metadata},
+    }
+    open_storage(url).put("zarr.json", json.dumps(group, indent=2, allow_nan=False).encode())
+
+
+def _array_metadata(spec: ArraySpec) -> dict[str, Any]:
+    """The array's `zarr.json` as Zarr itself writes it."""
+    memory = zarr.storage.MemoryStore()
+    _create_array(memory, spec, shape=spec.shape)
+    buffer = sync(memory.get(f"{spec.name}/zarr.json", default_buffer_prototype()))
+    if buffer is None:
+        raise RuntimeError(f"{spec.name}: Zarr wrote no metadata")
+    metadata: dict[str, Any] = json.loads(buffer.to_bytes())
+    return metadata
+
+
+def _create_array(store: zarr.storage.MemoryStore, spec: ArraySpec, shape: tuple[int, ...]) -> zarr.Array[Any]:
+    """An array in a memory store under the codecs of every geobatch array."""
+    inner = [BytesCodec(), ZstdCodec(level=1), Crc32cCodec()]
+    sharding = ShardingCodec(
+        chunk_shape=spec.chunks, codecs=inner, index_codecs=[BytesCodec(), Crc32cCodec()], index_location="end"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ZarrUserWarning)
+        return zarr.create_array(
+            store,
+            name=spec.name,
+            shape=shape,
+            dtype=spec.dtype,
+            chunks=spec.shards,
+            serializer=sharding,
+            compressors=None,
+            filters=None,
+            fill_value=spec.fill_value,
+            dimension_names=spec.dims,
+            attributes=dict(spec.attributes),
+            zarr_format=3,
+        )

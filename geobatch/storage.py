@@ -1,0 +1,529 @@
+"""URLs to storage: one small interface over S3 and file systems.
+
+`boto3` is the control plane (whole objects, ranges, conditional writes); `obstore` carries chunk traffic behind
+Zarr. Endpoint and credentials come from the usual AWS environment, never from a job file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import boto3
+import botocore.config
+import botocore.exceptions as aws
+import obstore.store
+import zarr.storage
+from obstore.auth.boto3 import Boto3CredentialProvider
+from urllib3.exceptions import HTTPError
+
+from geobatch.errors import FormatError, NotFoundError, StorageError, TransientError, UsageError
+
+T = TypeVar("T")
+ATTEMPTS = 5
+FIRST_WAIT_S = 0.2
+PARTIAL = ".partial"
+
+
+class Storage(ABC):
+    """Objects under one root URL, named by relative keys with `/` between parts."""
+
+    url: str
+
+    @abstractmethod
+    def get(self, key: str) -> bytes:
+        """The whole object. Raises `NotFoundError`."""
+
+    @abstractmethod
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Exactly `length` bytes from `start`. Raises `NotFoundError`, `FormatError` when the object is shorter."""
+
+    @abstractmethod
+    def size(self, key: str) -> int:
+        """Size of the object in bytes. Raises `NotFoundError`."""
+
+    @abstractmethod
+    def version(self, key: str) -> str:
+        """A string that changes when the object's bytes do: the ETag on S3, size and mtime on a file system."""
+
+    @abstractmethod
+    def put(self, key: str, data: bytes) -> None:
+        """Store the object durably, whole or not at all, replacing what was there."""
+
+    @abstractmethod
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Store the object unless one is there; True when this call, or an identical one, stored it."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """Key and size of every object under `prefix`, sorted by key."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove the object if it exists."""
+
+    @abstractmethod
+    @contextlib.contextmanager
+    def open_writer(self, key: str) -> Iterator[Callable[[bytes], None]]:
+        """A context that takes bytes in order and publishes the object only when the context ends without error."""
+
+    def exists(self, key: str) -> bool:
+        """True when the object exists."""
+        try:
+            self.size(key)
+        except NotFoundError:
+            return False
+        return True
+
+
+def open_storage(url: str) -> Storage:
+    """The storage rooted at `url`: `s3://bucket/prefix`, `file:///path` or a plain path.
+
+    Raises:
+        UsageError: the scheme is not on the allow-list.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "s3" and parts.netloc:
+        return S3Storage(parts.netloc, parts.path.strip("/"))
+    if parts.scheme == "file" and not parts.netloc:
+        return FileStorage(Path(parts.path))
+    if not parts.scheme and url:
+        return FileStorage(Path(url))
+    raise UsageError(
+        "URL cannot be opened", where=url or "(empty URL)", limit="s3://bucket/key, file:///path or a plain path"
+    )
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """The root URL and the last part of the key: `s3://b/raw/f3.sgy` becomes `("s3://b/raw", "f3.sgy")`."""
+    root, _, name = url.rstrip("/").rpartition("/")
+    if url.startswith("s3://") and root in ("s3:/", "s3:"):
+        raise UsageError("URL names a bucket but no object in it", where=url, limit="s3://bucket/key")
+    return (root or ("/" if url.startswith("/") else "."), name)
+
+
+def join_url(url: str, *keys: str) -> str:
+    """`url` with the keys appended."""
+    return "/".join([url.rstrip("/"), *(key.strip("/") for key in keys)])
+
+
+def absolute_url(url: str) -> str:
+    """The URL with a plain or relative path made absolute, so that other processes open the same place."""
+    if urlsplit(url).scheme == "s3":
+        return url.rstrip("/")
+    return str(_path_of(url).absolute())
+
+
+def zarr_store(url: str, *, read_only: bool = True) -> zarr.storage.ObjectStore[Any]:
+    """A Zarr store over `url` for chunk traffic."""
+    parts = urlsplit(url)
+    if parts.scheme == "s3":
+        session = boto3.Session()
+        if session.get_credentials() is None:
+            raise _no_credentials(url)
+        endpoint = _endpoint()
+        store: Any = obstore.store.S3Store(
+            parts.netloc,
+            prefix=parts.path.strip("/") or None,
+            endpoint=endpoint,
+            region=session.region_name or "us-east-1",
+            virtual_hosted_style_request=endpoint is None,
+            client_options={"allow_http": (endpoint or "").startswith("http://"), "timeout": "120s"},
+            credential_provider=Boto3CredentialProvider(session),
+        )
+    else:
+        store = obstore.store.LocalStore(_path_of(url).absolute(), mkdir=not read_only)
+    return zarr.storage.ObjectStore(store, read_only=read_only)
+
+
+def arrow_filesystem(url: str) -> tuple[Any, str]:
+    """A pyarrow file system and the path in it, for Ray Train's checkpoints."""
+    import pyarrow.fs
+
+    parts = urlsplit(url)
+    if parts.scheme != "s3":
+        path = _path_of(url).absolute()
+        path.mkdir(parents=True, exist_ok=True)
+        return pyarrow.fs.LocalFileSystem(), str(path)
+    session = boto3.Session()
+    credentials = session.get_credentials()
+    if credentials is None:
+        raise _no_credentials(url)
+    frozen = credentials.get_frozen_credentials()
+    endpoint = _endpoint()
+    filesystem = pyarrow.fs.S3FileSystem(
+        access_key=frozen.access_key,
+        secret_key=frozen.secret_key,
+        session_token=frozen.token,
+        region=session.region_name or "us-east-1",
+        endpoint_override=endpoint,
+        scheme="http" if (endpoint or "").startswith("http://") else "https",
+    )
+    return filesystem, f"{parts.netloc}/{parts.path.strip('/')}"
+
+
+class FileStorage(Storage):
+    """Objects as files under a folder. New files appear whole: temporary file, fsync, rename or exclusive link."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.url = str(root)
+
+    def get(self, key: str) -> bytes:
+        """The whole file."""
+        with self._reading(key):
+            return self._path(key).read_bytes()
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Exactly `length` bytes from `start`."""
+        with self._reading(key), self._path(key).open("rb") as file:
+            file.seek(start)
+            return _exact(file.read(length), length, join_url(self.url, key), start)
+
+    def size(self, key: str) -> int:
+        """Size of the file in bytes."""
+        with self._reading(key):
+            return self._path(key).stat().st_size
+
+    def version(self, key: str) -> str:
+        """Size and modification time."""
+        with self._reading(key):
+            stat = self._path(key).stat()
+        return f"{stat.st_size}-{stat.st_mtime_ns}"
+
+    def put(self, key: str, data: bytes) -> None:
+        """Replace the file by rename."""
+        with self.open_writer(key) as write:
+            write(data)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Publish by an exclusive hard link, which fails when the name exists."""
+        path = self._path(key)
+        with self._writing(key):
+            temporary = self._temporary(path)
+            try:
+                _write_durably(temporary, data)
+                os.link(temporary, path)
+                _sync_folder(path.parent)
+            except FileExistsError:
+                return path.read_bytes() == data
+            finally:
+                temporary.unlink(missing_ok=True)
+        return True
+
+    @contextlib.contextmanager
+    def open_writer(self, key: str) -> Iterator[Callable[[bytes], None]]:
+        """Bytes go to a temporary file that takes the final name at the end."""
+        path = self._path(key)
+        with self._writing(key):
+            temporary = self._temporary(path)
+        try:
+            with temporary.open("wb") as file:
+
+                def write(data: bytes) -> None:
+                    with self._writing(key):
+                        file.write(data)
+
+                yield write
+                with self._writing(key):
+                    file.flush()
+                    os.fsync(file.fileno())
+            with self._writing(key):
+                temporary.replace(path)
+                _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """Files under `prefix`, temporary ones left out."""
+        if not self.root.is_dir():
+            return
+        start = self._path(prefix) if prefix else self.root
+        files = [start] if start.is_file() else sorted(start.rglob("*"))
+        for path in files:
+            if path.is_file() and not path.name.endswith(PARTIAL):
+                yield path.relative_to(self.root).as_posix(), path.stat().st_size
+
+    def delete(self, key: str) -> None:
+        """Remove the file."""
+        with self._writing(key):
+            self._path(key).unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        if PurePosixPath(key).is_absolute() or ".." in PurePosixPath(key).parts:
+            raise UsageError("key leaves its root", where=self.url, measured=key)
+        return self.root / key
+
+    def _temporary(self, path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+
+    @contextlib.contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise NotFoundError("no such file", where=join_url(self.url, key), remedy="Check the path.") from None
+        except PermissionError:
+            raise StorageError("file cannot be read: permission denied", where=join_url(self.url, key)) from None
+
+    @contextlib.contextmanager
+    def _writing(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except FileExistsError as error:
+            raise StorageError(f"cannot write: {error.strerror}", where=str(error.filename)) from None
+        except OSError as error:
+            raise StorageError(
+                f"cannot write: {error.strerror or error}",
+                where=join_url(self.url, key),
+                remedy="Check that the folder exists, is writable and has space, or give another output.",
+            ) from None
+
+
+class S3Storage(Storage):
+    """Objects under a prefix of a bucket. Every call is retried as a whole when the trouble is transient."""
+
+    def __init__(self, bucket: str, prefix: str) -> None:
+        self.bucket = bucket
+        self.prefix = prefix
+        self.url = f"s3://{bucket}/{prefix}".rstrip("/")
+
+    def get(self, key: str) -> bytes:
+        """The whole object."""
+
+        def read() -> bytes:
+            answer = _s3_client().get_object(Bucket=self.bucket, Key=self._key(key))
+            return _whole(answer["Body"].read(), answer["ContentLength"])
+
+        return self._retried(read, key)
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Exactly `length` bytes from `start`."""
+        if length == 0:
+            return b""
+
+        def read() -> bytes:
+            span = f"bytes={start}-{start + length - 1}"
+            answer = _s3_client().get_object(Bucket=self.bucket, Key=self._key(key), Range=span)
+            return _whole(answer["Body"].read(), answer["ContentLength"])
+
+        return _exact(self._retried(read, key), length, join_url(self.url, key), start)
+
+    def size(self, key: str) -> int:
+        """Size of the object in bytes."""
+        head = self._retried(lambda: _s3_client().head_object(Bucket=self.bucket, Key=self._key(key)), key)
+        return int(head["ContentLength"])
+
+    def version(self, key: str) -> str:
+        """The object's ETag."""
+        head = self._retried(lambda: _s3_client().head_object(Bucket=self.bucket, Key=self._key(key)), key)
+        return str(head["ETag"]).strip('"')
+
+    def put(self, key: str, data: bytes) -> None:
+        """One PUT."""
+        self._retried(lambda: _s3_client().put_object(Bucket=self.bucket, Key=self._key(key), Body=data), key)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """One PUT with `If-None-Match: *`; after a refusal the object is read back, since an earlier try may be ours."""
+
+        def write() -> bool:
+            try:
+                _s3_client().put_object(Bucket=self.bucket, Key=self._key(key), Body=data, IfNoneMatch="*")
+            except aws.ClientError as error:
+                if _status(error) not in (409, 412):
+                    raise
+                return False
+            return True
+
+        return self._retried(write, key) or self.get(key) == data
+
+    @contextlib.contextmanager
+    def open_writer(self, key: str) -> Iterator[Callable[[bytes], None]]:
+        """A multipart upload, aborted when the context ends by an error."""
+        part_bytes = 16 * 2**20
+        where = {"Bucket": self.bucket, "Key": self._key(key)}
+        upload: str | None = None
+        parts: list[dict[str, Any]] = []
+        pending = bytearray()
+
+        def send(body: bytes) -> None:
+            nonlocal upload
+            if upload is None:
+                upload = self._retried(lambda: _s3_client().create_multipart_upload(**where), key)["UploadId"]
+            number = len(parts) + 1
+            answer = self._retried(
+                lambda: _s3_client().upload_part(**where, UploadId=upload, PartNumber=number, Body=body), key
+            )
+            parts.append({"ETag": answer["ETag"], "PartNumber": number})
+
+        def write(data: bytes) -> None:
+            pending.extend(data)
+            while len(pending) >= part_bytes:
+                send(bytes(pending[:part_bytes]))
+                del pending[:part_bytes]
+
+        try:
+            yield write
+            if upload is None:
+                self.put(key, bytes(pending))
+                return
+            if pending:
+                send(bytes(pending))
+            done = {"Parts": parts}
+            self._retried(
+                lambda: _s3_client().complete_multipart_upload(**where, UploadId=upload, MultipartUpload=done), key
+            )
+        except BaseException:
+            if upload is not None:
+                with contextlib.suppress(Exception):
+                    _s3_client().abort_multipart_upload(**where, UploadId=upload)
+            raise
+
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """Objects under `prefix`."""
+        strip = len(self.prefix) + 1 if self.prefix else 0
+        pages = _s3_client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(prefix))
+        iterator = iter(pages)
+        while (page := self._retried(lambda: next(iterator, None), prefix)) is not None:
+            for item in page.get("Contents", []):
+                yield item["Key"][strip:], item["Size"]
+
+    def delete(self, key: str) -> None:
+        """Remove the object."""
+        self._retried(lambda: _s3_client().delete_object(Bucket=self.bucket, Key=self._key(key)), key)
+
+    def _key(self, key: str) -> str:
+        if ".." in PurePosixPath(key).parts or key.startswith("/"):
+            raise UsageError("key leaves its root", where=self.url, measured=key)
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+    def _retried(self, call: Callable[[], T], key: str) -> T:
+        where = join_url(self.url, key) if key else self.url
+        for attempt in range(ATTEMPTS):
+            try:
+                return call()
+            except _PERMANENT as error:
+                raise _explained(error, where, self.bucket) from error
+            except (aws.ClientError, aws.BotoCoreError, HTTPError, OSError) as error:
+                if isinstance(error, aws.ClientError) and _status(error) not in (409, 429, 500, 502, 503, 504):
+                    raise _explained(error, where, self.bucket) from error
+                last = error
+                if attempt + 1 < ATTEMPTS:
+                    time.sleep(FIRST_WAIT_S * 2**attempt)
+        raise _unreachable(last, where) from last
+
+
+_PERMANENT = (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ParamValidationError, aws.ProfileNotFound)
+
+
+@functools.cache
+def _client_of_process(_process_id: int, _endpoint_url: str | None, _key_id: str | None) -> Any:
+    config = botocore.config.Config(
+        retries={"mode": "standard", "max_attempts": 2}, connect_timeout=10, read_timeout=60, max_pool_connections=32
+    )
+    return boto3.client("s3", config=config, region_name=boto3.Session().region_name or "us-east-1")
+
+
+def _s3_client() -> Any:
+    """The process's S3 client, made anew when the AWS environment changes."""
+    return _client_of_process(os.getpid(), os.environ.get("AWS_ENDPOINT_URL"), os.environ.get("AWS_ACCESS_KEY_ID"))
+
+
+def _endpoint() -> str | None:
+    """The endpoint the AWS environment names, `AWS_ENDPOINT_URL_S3` first."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def _path_of(url: str) -> Path:
+    parts = urlsplit(url)
+    return Path(parts.path if parts.scheme == "file" else url)
+
+
+def _status(error: aws.ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _whole(body: bytes, announced: int) -> bytes:
+    """The body, or a transient error when the connection ended early."""
+    if len(body) != announced:
+        raise OSError(f"{len(body)} of {announced} bytes arrived")
+    return body
+
+
+def _exact(data: bytes, length: int, where: str, start: int) -> bytes:
+    if len(data) != length:
+        raise FormatError("ends too early", where=where, measured=f"{len(data)} bytes from {start}", limit=length)
+    return data
+
+
+def _no_credentials(where: str) -> StorageError:
+    return StorageError(
+        "no S3 credentials found",
+        where=where,
+        remedy="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or an AWS profile, in the environment.",
+    )
+
+
+def _explained(error: Exception, where: str, bucket: str) -> StorageError:
+    """A client error as the sentence a user can act on."""
+    if isinstance(error, (aws.NoCredentialsError, aws.PartialCredentialsError)):
+        return _no_credentials(where)
+    if not isinstance(error, aws.ClientError):
+        return StorageError(f"S3 refused the request: {error}", where=where)
+    code = error.response.get("Error", {}).get("Code", "")
+    if code == "NoSuchBucket":
+        return StorageError(
+            "bucket does not exist", where=where, measured=bucket, remedy="Create it or correct the URL."
+        )
+    if code in ("NoSuchKey", "404", "NotFound"):
+        return NotFoundError("no such object", where=where, remedy="Check the bucket and the key.")
+    if code in ("InvalidRange", "416"):
+        return StorageError("object is shorter than the range that was asked for", where=where)
+    if _status(error) in (401, 403) or code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied"):
+        return StorageError(
+            "S3 refused the credentials",
+            where=where,
+            measured=code or _status(error),
+            remedy="Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy.",
+        )
+    message = error.response.get("Error", {}).get("Message", "")
+    return StorageError(f"S3 refused the request: {code} {message}".rstrip(), where=where)
+
+
+def _unreachable(error: Exception, where: str) -> TransientError:
+    return TransientError(
+        "storage does not answer",
+        where=where,
+        measured=f"{type(error).__name__}: {error}",
+        limit=f"an answer within {ATTEMPTS} attempts",
+        remedy="Check AWS_ENDPOINT_URL and the network, then run the same command again.",
+    )
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def create_bucket(bucket: str) -> None:
+    """Make a bucket; one that exists already and is ours is left as it is."""
+    S3Storage(bucket, "")._retried(lambda: _s3_client().create_bucket(Bucket=bucket), "")

@@ -1,0 +1,115 @@
+"""Surveys: lazy xarray data sets over sharded Zarr, with the axes, units and validity of the field."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from geobatch.errors import DataError, MismatchError, NotFoundError
+from geobatch.storage import join_url, open_storage, zarr_store
+
+VOLUME_AXES = ("inline", "crossline", "sample")
+INVALID_CLASS = 255
+SCHEMA = 1
+COMPLETE = "complete"
+
+
+def open_survey(url: str) -> xr.Dataset:
+    """The survey at `url`, lazily indexed and without Dask: select a region first, then make that Dask.
+
+    Args:
+        url: A Zarr 3 group that `geobatch ingest`, `run` or `synthetic` wrote, on S3 or a file system.
+
+    Returns:
+        Data set with dims `(inline, crossline, sample)`; see `docs/architecture.md` for its variables.
+
+    Raises:
+        NotFoundError: nothing is there, or what is there was never finished.
+        DataError: the Zarr group is not a geobatch survey or of an unknown schema version.
+        StorageError: the bucket or the credentials are wrong.
+    """
+    storage = open_storage(url)
+    if not storage.exists("zarr.json"):
+        begun = next(storage.list(), None) is not None
+        raise NotFoundError(
+            "survey was begun but not finished" if begun else "no survey there",
+            where=url,
+            remedy="Run the command that writes it again." if begun else "Check the URL.",
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        dataset = xr.open_zarr(zarr_store(url), chunks=None, consolidated=True, zarr_format=3)
+    survey_info(dataset, url)
+    return dataset
+
+
+def survey_info(dataset: xr.Dataset, where: str = "") -> dict[str, Any]:
+    """The survey's own description: the `geobatch` attribute of its group.
+
+    Raises:
+        DataError: it is missing or of another schema version.
+    """
+    info = dataset.attrs.get("geobatch")
+    if not isinstance(info, dict):
+        raise DataError("Zarr group is not a geobatch survey", where=where, remedy="Make one with geobatch ingest.")
+    if info.get("schema") != SCHEMA:
+        raise DataError("unknown survey schema", where=where, measured=info.get("schema"), limit=SCHEMA)
+    return info
+
+
+def valid_volume(dataset: xr.Dataset, where: str = "") -> xr.DataArray:
+    """The survey's volume `(inline, crossline, sample)` float32, with its live-trace mask as a coordinate.
+
+    `mask_dead` makes dead and missing traces NaN once a region is selected; doing it here would load the volume.
+    """
+    info = survey_info(dataset, where)
+    name = info.get("variable", "amplitude")
+    if info.get("kind") != "volume" or name not in dataset:
+        raise MismatchError(
+            "survey holds no volume to score", where=where, measured=f"kind {info.get('kind')}", limit="kind volume"
+        )
+    volume = dataset[name].transpose(*VOLUME_AXES)
+    if "live_mask" in dataset:
+        volume = volume.assign_coords(live_mask=dataset["live_mask"].load())
+    return volume
+
+
+def mask_dead(volume: xr.DataArray) -> xr.DataArray:
+    """The volume with NaN on every dead or missing trace."""
+    if "live_mask" not in volume.coords:
+        return volume
+    return volume.where(volume["live_mask"]).drop_vars("live_mask")
+
+
+def require_complete(dataset: xr.Dataset, where: str) -> None:
+    """Refuse a survey that a run is still writing or left incomplete.
+
+    Raises:
+        DataError: its state is not complete.
+    """
+    state = survey_info(dataset, where).get("state")
+    if state != COMPLETE:
+        raise DataError(
+            "survey is not complete",
+            where=where,
+            measured=f"state {state}",
+            limit=f"state {COMPLETE}",
+            remedy="Run its job again: what is done is kept.",
+        )
+
+
+def block_coordinates(volume: xr.DataArray, region: tuple[slice, ...]) -> dict[str, tuple[float, float]]:
+    """First and last coordinate per axis of a region, for messages."""
+    named = {}
+    for axis, part in zip(volume.dims, region, strict=True):
+        values = np.asarray(volume[axis].values[part])
+        named[str(axis)] = (float(values[0]), float(values[-1]))
+    return named
+
+
+def control_url(output_url: str) -> str:
+    """Where a run keeps its plan, receipts and summary, beside the arrays it writes."""
+    return join_url(output_url, "_geobatch")

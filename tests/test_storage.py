@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from geobatch.errors import FormatError, NotFoundError, StorageError, UsageError
+from geobatch.local_s3 import environment, local_s3
+from geobatch.storage import absolute_url, join_url, open_storage, split_url
+
+
+@pytest.fixture(params=["file", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "root") if request.param == "file" else str(request.getfixturevalue("s3"))
+
+
+def test_what_is_put_is_read_back_whole_and_by_range(root: str) -> None:
+    storage = pickle.loads(pickle.dumps(open_storage(root)))
+    storage.put("a/b.bin", bytes(range(100)))
+    assert storage.get("a/b.bin") == bytes(range(100))
+    assert storage.get_range("a/b.bin", 10, 5) == bytes(range(10, 15))
+    assert storage.size("a/b.bin") == 100
+    assert list(storage.list()) == [("a/b.bin", 100)]
+
+
+def test_second_conditional_write_changes_nothing(root: str) -> None:
+    storage = open_storage(root)
+    assert storage.put_if_absent("shard", b"first")
+    assert storage.put_if_absent("shard", b"first"), "the same bytes are adopted"
+    assert not storage.put_if_absent("shard", b"second")
+    assert storage.get("shard") == b"first"
+
+
+def test_writer_that_fails_publishes_nothing(root: str) -> None:
+    storage = open_storage(root)
+    with pytest.raises(RuntimeError), storage.open_writer("big") as write:
+        write(b"x" * (17 * 2**20))
+        raise RuntimeError
+    assert not storage.exists("big")
+    assert list(storage.list()) == []
+    with storage.open_writer("big") as write:
+        write(b"x" * (17 * 2**20))
+        write(b"end")
+    assert storage.size("big") == 17 * 2**20 + 3
+
+
+def test_missing_object_is_not_found(root: str) -> None:
+    with pytest.raises(NotFoundError, match="nothing-here"):
+        open_storage(root).get("nothing-here")
+
+
+def test_range_beyond_the_end_is_a_format_error(root: str) -> None:
+    storage = open_storage(root)
+    storage.put("short", b"12345")
+    with pytest.raises(FormatError, match="ends too early"):
+        storage.get_range("short", 3, 10)
+
+
+def test_key_cannot_leave_its_root(root: str) -> None:
+    for key in ("../other", "/etc/passwd", "a/../../b"):
+        with pytest.raises(UsageError, match="leaves its root"):
+            open_storage(root).put(key, b"")
+
+
+def test_unknown_scheme_is_refused() -> None:
+    with pytest.raises(UsageError, match="s3://bucket/key"):
+        open_storage("http://example.org/volume")
+
+
+def test_missing_bucket_names_the_bucket(s3: str) -> None:
+    with pytest.raises(StorageError, match="bucket does not exist; found no-such-bucket"):
+        open_storage("s3://no-such-bucket/x").get("key")
+    with pytest.raises(StorageError, match="bucket does not exist"):
+        open_storage("s3://no-such-bucket/x").put("key", b"")
+
+
+def test_wrong_credentials_are_named() -> None:
+    with (
+        local_s3(require_credentials=True) as server,
+        environment(server.environment),
+        pytest.raises(StorageError, match="refused the credentials"),
+    ):
+        open_storage("s3://bucket/x").get("key")
+
+
+def test_unwritable_folder_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="cannot write"):
+        open_storage(str(tmp_path / "file" / "below")).put("key", b"")
+
+
+def test_urls_split_and_join() -> None:
+    assert split_url("s3://bucket/raw/f3.sgy") == ("s3://bucket/raw", "f3.sgy")
+    assert split_url("f3.sgy") == (".", "f3.sgy")
+    assert join_url("s3://bucket/raw/", "a", "b") == "s3://bucket/raw/a/b"
+    assert absolute_url("s3://bucket/raw/") == "s3://bucket/raw"
+    assert Path(absolute_url("x")).is_absolute()
+    with pytest.raises(UsageError):
+        split_url("s3://bucket")
