@@ -68,8 +68,7 @@ def value_noise(inline: Coordinates, crossline: Coordinates, sample: Coordinates
     floors = [np.floor(axis) for axis in (inline, crossline, sample)]
     corners = [floor.astype(np.int64) for floor in floors]
     weights = [
-        (axis - floor).astype(np.float32)
-        for axis, floor in zip((inline, crossline, sample), floors, strict=True)
+        (axis - floor).astype(np.float32) for axis, floor in zip((inline, crossline, sample), floors, strict=True)
     ]
     total = np.zeros(np.broadcast_shapes(inline.shape, crossline.shape, sample.shape), np.float32)
     for offset in np.ndindex(2, 2, 2):

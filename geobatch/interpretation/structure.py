@@ -7,21 +7,34 @@ sample axis only, so a position's stratigraphic level is found without solving f
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
-from geobatch.interpretation.hashing import between, uniform
+from geobatch.interpretation.hashing import between
 
 Region = tuple[slice, slice, slice]
 Samples = NDArray[np.float64]
 
-_WAVES, _WAVE, _PRESENT, _FAULT = 11, 12, 13, 14
+_WAVE, _AZIMUTH, _FAULT = 11, 12, 13
 _LABEL_HALF_WIDTH = 1.5
 _LABEL_LEAST_THROW = 2.0
-_LARGEST_RADIUS = 110.0
 _DEPTH_CELL = 128
+_DIPS_DEG = (55.0, 82.0)
+_CURVATURES = (-0.0005, 0.0015)
+_LENGTHS = (50.0, 110.0)
+_HEIGHTS = (60.0, 110.0)
+_REACHES = (35.0, 70.0)
+# Younger faults have moved the points that an older one is asked about, by less than this many samples.
+_MOVED = 32
+_FARTHEST = (
+    _LENGTHS[1]
+    + _REACHES[1] / math.sin(math.radians(_DIPS_DEG[0]))
+    + _HEIGHTS[1] / math.tan(math.radians(_DIPS_DEG[0]))
+    + _HEIGHTS[1] ** 2 * _CURVATURES[1]
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +68,7 @@ class Folds:
             wavelength = float(between(*wavelengths, self.seed, _WAVE, wave, 0))
             slope = self.strength * float(between(0.03, 0.12, self.seed, _WAVE, wave, 1))
             azimuth = float(between(0.0, 2 * math.pi, self.seed, _WAVE, wave, 2))
-            phase = float(between(0.0, 2 * math.pi, self.seed, _WAVES, wave, 3))
+            phase = float(between(0.0, 2 * math.pi, self.seed, _WAVE, wave, 3))
             wavenumber = 2 * math.pi / wavelength
             # sin(u + v) from one-dimensional tables: exact to the bit for any cut, which vectorised sines do not promise.
             sin_u, cos_u = _sin_cos(inlines * (wavenumber * math.cos(azimuth)) + phase)
@@ -97,11 +110,14 @@ class Fault:
 
     def bounds(self) -> Region:
         """Return the region outside which the fault moves nothing."""
-        lateral = self.length + self.reach / math.sin(self.dip) + self._heave()
-        lower = [math.floor(c - r) for c, r in zip(self.centre, (lateral, lateral, self.height), strict=True)]
-        upper = [math.ceil(c + r) + 1 for c, r in zip(self.centre, (lateral, lateral, self.height), strict=True)]
-        # Younger faults have moved the points that are looked up here: 64 samples is more than they do.
-        return slice(lower[0], upper[0]), slice(lower[1], upper[1]), slice(lower[2] - 64, upper[2] + 64)
+        along, across = self.length, self.reach / math.sin(self.dip) + self._heave()
+        inline, crossline = (abs(component) for component in self.strike)
+        radii = (inline * along + crossline * across, crossline * along + inline * across, self.height + _MOVED)
+        inlines, crosslines, samples = (
+            slice(math.floor(centre - radius), math.ceil(centre + radius) + 1)
+            for centre, radius in zip(self.centre, radii, strict=True)
+        )
+        return inlines, crosslines, samples
 
     def undo(
         self, inlines: NDArray[np.int64], crosslines: NDArray[np.int64], samples: Samples
@@ -147,18 +163,18 @@ class FaultNetwork:
     largest_throw: float = 18.0
 
     def undo(
-        self, inlines: NDArray[np.int64], crosslines: NDArray[np.int64], samples: Samples
+        self, inlines: NDArray[np.int64], crosslines: NDArray[np.int64], samples: NDArray[np.int64]
     ) -> tuple[Samples, NDArray[np.bool_]]:
         """Return sample positions (I, X, S) before all faults, and a mask of the fault surfaces.
 
         Args:
             inlines: consecutive inline indices (I,).
             crosslines: consecutive crossline indices (X,).
-            samples: consecutive sample positions (S,).
+            samples: consecutive sample indices (S,).
         """
-        positions = np.broadcast_to(samples, (inlines.size, crosslines.size, samples.size)).copy()
+        positions = np.tile(samples.astype(np.float64), (inlines.size, crosslines.size, 1))
         labels = np.zeros(positions.shape, bool)
-        region = tuple(slice(int(a[0]), int(a[-1]) + 1) for a in (inlines, crosslines, np.floor(samples)))
+        region = tuple(slice(int(a[0]), int(a[-1]) + 1) for a in (inlines, crosslines, samples))
         for fault in self._near((region[0], region[1], region[2])):
             part = tuple(_overlap(bound, extent) for bound, extent in zip(fault.bounds(), region, strict=True))
             if any(axis.stop <= axis.start for axis in part):
@@ -170,37 +186,43 @@ class FaultNetwork:
 
     def _near(self, region: Region) -> Iterator[Fault]:
         sizes = (self.spacing, self.spacing, _DEPTH_CELL)
-        margins = (3.5 * _LARGEST_RADIUS, 3.5 * _LARGEST_RADIUS, _LARGEST_RADIUS + 64)
+        margins = (_FARTHEST, _FARTHEST, _HEIGHTS[1] + _MOVED)
         ranges = [
             range(math.floor((axis.start - margin) / size), math.floor((axis.stop + margin) / size) + 1)
             for axis, size, margin in zip(region, sizes, margins, strict=True)
         ]
         for cell in product(*ranges):
-            if uniform(self.seed, _PRESENT, *cell) < 0.6:
-                yield self._fault(cell)
+            fault = _fault_in_cell(self, cell)
+            if fault is not None:
+                yield fault
 
-    def _fault(self, cell: tuple[int, ...]) -> Fault:
-        def draw(low: float, high: float, stream: int) -> float:
-            return float(between(low, high, self.seed, _FAULT, *cell, stream))
 
-        azimuth = float(between(0.0, 2 * math.pi, self.seed, _FAULT)) + draw(-0.5, 0.5, 0)
-        if draw(0.0, 1.0, 1) < 0.4:
-            azimuth += math.pi
-        throw = draw(0.3, 1.0, 2) * self.largest_throw
-        return Fault(
-            centre=(
-                (cell[0] + draw(0.0, 1.0, 3)) * self.spacing,
-                (cell[1] + draw(0.0, 1.0, 4)) * self.spacing,
-                (cell[2] + draw(0.0, 1.0, 5)) * _DEPTH_CELL,
-            ),
-            strike=(math.cos(azimuth), math.sin(azimuth)),
-            dip=math.radians(draw(55.0, 82.0, 6)),
-            curvature=draw(-0.0005, 0.0015, 7),
-            throw=-throw if draw(0.0, 1.0, 8) < 0.15 else throw,
-            length=draw(50.0, _LARGEST_RADIUS, 9),
-            height=draw(60.0, _LARGEST_RADIUS, 10),
-            reach=draw(35.0, 70.0, 11),
-        )
+@lru_cache(maxsize=16384)
+def _fault_in_cell(network: FaultNetwork, cell: tuple[int, ...]) -> Fault | None:
+    def draw(low: float, high: float, stream: int) -> float:
+        return float(between(low, high, network.seed, _FAULT, *cell, stream))
+
+    if draw(0.0, 1.0, 0) > 0.6:
+        return None
+    # Faults of a survey share an orientation, give or take, and dip to both sides.
+    azimuth = float(between(0.0, 2 * math.pi, network.seed, _AZIMUTH)) + draw(-0.5, 0.5, 1)
+    if draw(0.0, 1.0, 2) < 0.4:
+        azimuth += math.pi
+    throw = draw(0.3, 1.0, 3) * network.largest_throw
+    return Fault(
+        centre=(
+            (cell[0] + draw(0.0, 1.0, 4)) * network.spacing,
+            (cell[1] + draw(0.0, 1.0, 5)) * network.spacing,
+            (cell[2] + draw(0.0, 1.0, 6)) * _DEPTH_CELL,
+        ),
+        strike=(math.cos(azimuth), math.sin(azimuth)),
+        dip=math.radians(draw(*_DIPS_DEG, 7)),
+        curvature=draw(*_CURVATURES, 8),
+        throw=-throw if draw(0.0, 1.0, 9) < 0.15 else throw,
+        length=draw(*_LENGTHS, 10),
+        height=draw(*_HEIGHTS, 11),
+        reach=draw(*_REACHES, 12),
+    )
 
 
 def _overlap(bound: slice, extent: slice) -> slice:

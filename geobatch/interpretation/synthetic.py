@@ -9,7 +9,7 @@ same seed gives the same voxels however the survey is cut.
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +26,15 @@ CLASSES: Final = (
 )
 FAULT_CLASS: Final = 3
 
-_LAYER_BOUNDARY, _LAYER, _UNIT_BOUNDARY, _UNIT_ORDER, _UNIT_BASE, _CHAOS, _NOISE = range(1, 8)
+Block = dict[str, NDArray[Any]]
+Indices = NDArray[np.int64]
+Levels = NDArray[np.float64]
+
+_LAYER_BOUNDARY, _LAYER, _UNIT_BOUNDARY, _UNIT_ORDER, _CHAOS, _NOISE = range(1, 7)
 _ORDERS: Final = np.array([[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]])
 # Contrast of the layers and of the chaotic texture, per facies.
-_LAYER_CONTRAST: Final = np.array([1.0, 0.15, 0.2])
-_CHAOS_CONTRAST: Final = np.array([0.0, 0.0, 0.9])
+_LAYER_CONTRAST: Final = np.array([1.0, 0.25, 0.4])
+_CHAOS_CONTRAST: Final = np.array([0.0, 0.0, 1.0])
 _RMS_AMPLITUDE: Final = 1000.0
 
 
@@ -60,7 +64,7 @@ class SyntheticSurvey:
     peak_frequency_hz: float = 30.0
     layer_thickness: float = 6.0
     unit_thickness: float = 36.0
-    noise: float = 0.3
+    noise: float = 0.2
     folds: float = 1.0
     fault_spacing: int = 64
     largest_throw: float = 18.0
@@ -78,7 +82,7 @@ class SyntheticSurvey:
         if self.layer_thickness < 4:
             raise UsageError("layers are too thin", measured=f"{self.layer_thickness} samples", limit="4 samples")
 
-    def block(self, region: Region) -> dict[str, NDArray[np.float32] | NDArray[np.uint8]]:
+    def block(self, region: Region) -> Block:
         """Return the voxels of a region, the same for any way of cutting the survey.
 
         Args:
@@ -89,80 +93,61 @@ class SyntheticSurvey:
             of `CLASSES`; `fault` uint8, 1 on fault surfaces; `class_map` uint8, facies with faults over them.
         """
         inlines, crosslines, samples = self._indices(region)
-        level, fault = self._level(inlines, crosslines, samples.astype(np.float64))
-        facies = self._facies(level)
+        margin = self._wavelet.size // 2
+        wide = np.arange(samples[0] - margin, samples[-1] + margin + 1)
+        network = FaultNetwork(self.seed, self.fault_spacing, self.largest_throw)
+        unfaulted, on_fault = network.undo(inlines, crosslines, wide)
+        level = Folds(self.seed, self.folds).level(inlines, crosslines, unfaulted)
+        inner = slice(margin, margin + samples.size)
+        fault = on_fault[:, :, inner]
+        facies = self._facies(level[:, :, inner])
         return {
-            "amplitude": self._amplitude(inlines, crosslines, samples),
+            "amplitude": self._amplitude(self._reflectivity(inlines, crosslines, wide, level), samples.size),
             "facies": facies,
             "fault": fault.astype(np.uint8),
             "class_map": np.where(fault, np.uint8(FAULT_CLASS), facies),
         }
 
-    def amplitude(self, region: Region) -> NDArray[np.float32]:
-        """Return the amplitude of a region, without its labels."""
-        return self._amplitude(*self._indices(region))
-
-    def _indices(self, region: Region) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    def _indices(self, region: Region) -> tuple[Indices, Indices, Indices]:
         for axis, size in zip(region, self.shape, strict=True):
             if not 0 <= axis.start < axis.stop <= size:
                 raise UsageError("the region leaves the survey", measured=str(region), limit=f"shape {self.shape}")
         inline, crossline, sample = (np.arange(axis.start, axis.stop, dtype=np.int64) for axis in region)
         return inline, crossline, sample
 
-    def _level(
-        self, inlines: NDArray[np.int64], crosslines: NDArray[np.int64], samples: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        network = FaultNetwork(self.seed, self.fault_spacing, self.largest_throw)
-        unfaulted, fault = network.undo(inlines, crosslines, samples)
-        return Folds(self.seed, self.folds).level(inlines, crosslines, unfaulted), fault
-
-    def _facies(self, level: NDArray[np.float64]) -> NDArray[np.uint8]:
+    def _facies(self, level: Levels) -> NDArray[np.uint8]:
         cell, weight = _cells(level, self.unit_thickness, self.seed, _UNIT_BOUNDARY)
         units = np.arange(cell.min() - 1, cell.max() + 1)
-        above, below = _take_pair(self._unit_facies(units), cell, units[0])
-        return np.where(weight >= 0.5, below, above).astype(np.uint8)
+        return self._unit_facies(units)[cell - units[0] - (weight < 0.5)].astype(np.uint8)
 
-    def _unit_facies(self, units: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _unit_facies(self, units: Indices) -> Indices:
         # Units come in threes, each three a permutation: no survey of a few units lacks a facies.
         orders = _ORDERS[hash_keys(self.seed, _UNIT_ORDER, units // 3) % np.uint64(6)]
-        facies: NDArray[np.int64] = orders[np.arange(units.size), units % 3]
+        facies: Indices = orders[np.arange(units.size), units % 3]
         return facies
 
-    def _amplitude(
-        self, inlines: NDArray[np.int64], crosslines: NDArray[np.int64], samples: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
-        margin = self._wavelet.size // 2
-        wide = np.arange(samples[0] - margin, samples[-1] + margin + 1)
-        reflectivity = self._reflectivity(inlines, crosslines, wide)
-        amplitude = np.zeros((inlines.size, crosslines.size, samples.size), np.float32)
+    def _amplitude(self, reflectivity: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+        amplitude = np.zeros((*reflectivity.shape[:2], size), np.float32)
         # A sum over taps in fixed order: library convolutions change their order with the length.
         for tap, factor in enumerate(self._wavelet):
-            amplitude += factor * reflectivity[:, :, tap : tap + samples.size]
+            amplitude += factor * reflectivity[:, :, tap : tap + size]
         return amplitude
 
     def _reflectivity(
-        self, inlines: NDArray[np.int64], crosslines: NDArray[np.int64], samples: NDArray[np.int64]
+        self, inlines: Indices, crosslines: Indices, samples: Indices, level: Levels
     ) -> NDArray[np.float32]:
-        """Return unit-RMS reflectivity plus noise; between two samples, reflectivity is a difference of impedance."""
-        edges = np.arange(samples[0], samples[-1] + 2) - 0.5
-        level, _ = self._level(inlines, crosslines, edges)
+        """Return reflectivity, of about unit RMS in layered facies, plus noise, half-way between the samples."""
         impedance = self._impedance(inlines, crosslines, level)
-        # One interface per layer, each the difference of two independent impedances of unit variance.
-        unit_rms = np.float32(math.sqrt(self.layer_thickness / 2))
-        noise = normal(
-            self.seed, _NOISE, inlines[:, None, None], crosslines[None, :, None], samples[None, None, :]
-        )
+        # One interface per layer; alternating impedances of magnitude 0.5 to 1.5 differ by 2 on average.
+        unit_rms = np.float32(math.sqrt(self.layer_thickness) / 2)
+        noise = normal(self.seed, _NOISE, inlines[:, None, None], crosslines[None, :, None], samples[None, None, :-1])
         return np.diff(impedance, axis=2) * unit_rms + np.float32(self.noise) * noise
 
-    def _impedance(
-        self, inlines: NDArray[np.int64], crosslines: NDArray[np.int64], level: NDArray[np.float64]
-    ) -> NDArray[np.float32]:
+    def _impedance(self, inlines: Indices, crosslines: Indices, level: Levels) -> NDArray[np.float32]:
         cell, weight = _cells(level, self.unit_thickness, self.seed, _UNIT_BOUNDARY)
         units = np.arange(cell.min() - 1, cell.max() + 1)
         facies = self._unit_facies(units)
-        base = 0.5 * normal(self.seed, _UNIT_BASE, units)
-        impedance = _interpolate(base, cell, weight, units[0])
-        impedance += _interpolate(_LAYER_CONTRAST[facies], cell, weight, units[0]) * self._layers(level)
+        impedance = _interpolate(_LAYER_CONTRAST[facies], cell, weight, units[0]) * self._layers(level)
         chaos = _interpolate(_CHAOS_CONTRAST[facies], cell, weight, units[0])
         inside = np.nonzero(chaos)
         texture = value_noise(
@@ -171,23 +156,23 @@ class SyntheticSurvey:
         impedance[inside] += chaos[inside] * texture
         return impedance
 
-    def _layers(self, level: NDArray[np.float64]) -> NDArray[np.float32]:
+    def _layers(self, level: Levels) -> NDArray[np.float32]:
         cell, weight = _cells(level, self.layer_thickness, self.seed, _LAYER_BOUNDARY)
         layers = np.arange(cell.min() - 1, cell.max() + 1)
-        return _interpolate(normal(self.seed, _LAYER, layers), cell, weight, layers[0])
+        magnitudes = np.float32(0.5) + uniform(self.seed, _LAYER, layers)
+        return _interpolate(np.where(layers % 2, magnitudes, -magnitudes), cell, weight, layers[0])
 
     @cached_property
     def _wavelet(self) -> NDArray[np.float32]:
         """Ricker wavelet (Ricker 1953, doi:10.1190/1.1437843) of unit energy, scaled to the survey's amplitude."""
         half = math.ceil(1.2e3 / (self.peak_frequency_hz * self.sample_interval_ms))
-        phase = (math.pi * self.peak_frequency_hz * 1e-3 * self.sample_interval_ms * np.arange(-half, half + 1)) ** 2
+        times_s = 1e-3 * self.sample_interval_ms * (np.arange(-half, half) + 0.5)
+        phase = (math.pi * self.peak_frequency_hz * times_s) ** 2
         wavelet = (1 - 2 * phase) * np.exp(-phase)
         return (wavelet * (_RMS_AMPLITUDE / np.sqrt((wavelet**2).sum()))).astype(np.float32)
 
 
-def _cells(
-    level: NDArray[np.float64], thickness: float, seed: int, stream: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _cells(level: Levels, thickness: float, seed: int, stream: int) -> tuple[Indices, NDArray[np.float32]]:
     """Return the lattice cell of each level and how far it lies below the one boundary inside that cell, 0 to 1.
 
     The step is one sample wide: sharper ones would jump between samples where layers dip.
@@ -199,16 +184,11 @@ def _cells(
     return cell, np.clip(below, 0.0, 1.0).astype(np.float32)
 
 
-def _take_pair[T: np.generic](
-    values: NDArray[T], cell: NDArray[np.int64], first: np.int64
-) -> tuple[NDArray[T], NDArray[T]]:
-    return values[cell - first - 1], values[cell - first]
-
-
 def _interpolate(
-    values: NDArray[np.floating], cell: NDArray[np.int64], weight: NDArray[np.float32], first: np.int64
+    values: NDArray[Any], cell: Indices, weight: NDArray[np.float32], first: np.int64
 ) -> NDArray[np.float32]:
     """Return values above and below the boundary of each cell, blended by weight."""
-    above, below = _take_pair(values.astype(np.float32), cell, first)
-    blended: NDArray[np.float32] = above + (below - above) * weight
+    table = values.astype(np.float32)
+    above = table[cell - first - 1]
+    blended: NDArray[np.float32] = above + (table[cell - first] - above) * weight
     return blended
