@@ -107,7 +107,7 @@ class Fake:
     def _flags(self) -> dict[str, Any]:
         return {
             "flag_values": [*range(len(self.names)), 255],
-            "flag_meanings": " ".join([*self.names, "invalid"]),
+            "flag_meanings": " ".join([*(name.replace(" ", "_") for name in self.names), "invalid"]),
             "flag_colors": " ".join([*self.colors, "#00000000"]),
         }
 
@@ -251,7 +251,7 @@ def test_labels_add_ground_truth_and_metrics(tmp_path: Path) -> None:
     assert page.text.count("Ground truth") == 3
     assert "accuracy 1.000" in page.text
     assert "Probability of the predicted class" in page.text
-    assert "p(salt)" in page.text
+    assert "Probability of salt" in page.text
 
 
 def test_a_single_line_leaves_degenerate_sections_out_and_says_so(tmp_path: Path) -> None:

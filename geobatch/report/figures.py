@@ -25,6 +25,7 @@ Rgba = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 2000
 VIEW_WIDTH = 480.0
+TALLEST = 420.0
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 52.0, 12.0, 8.0, 40.0
 OVERLAY_OPACITY = 0.55
 BACKGROUND_NAMES = {"background", "none", "no_fault", "not_fault", "non_fault", "nonfault", "no_salt", "other"}
@@ -173,9 +174,7 @@ def color_bar(colormap: str, first: str, last: str, label: str) -> ColorBar:
 
 def _frame(x: Array, y: Array, x_label: str, y_label: str, height_per_width: float, *, upwards: bool) -> Frame:
     width = VIEW_WIDTH - MARGIN_LEFT - MARGIN_RIGHT
-    tallest = VIEW_WIDTH
-    if width * height_per_width > tallest:
-        width = tallest / height_per_width
+    width = min(width, TALLEST / height_per_width)
     height = width * height_per_width
     x_ticks = tuple(Tick(MARGIN_LEFT + width * place, label) for place, label in _ticks(x, 6))
     y_ticks = tuple(

@@ -76,32 +76,20 @@ def section_view(survey: ScoredSurvey, section: Section, scale: AmplitudeScale |
     """The pictures of one section."""
     vertical = section.axis != "sample"
     frame, note = _section_frame(survey, section)
+    classes, styles = _rows(section.classes, vertical), tuple(survey.styles)
     panels = []
     if section.amplitude is not None and scale is not None:
-        shown = _rows(section.amplitude, vertical)
-        bar = color_bar(scale.colormap, f"{scale.lower:.4g}", f"{scale.upper:.4g}", scale.label)
-        colored = amplitude_rgba(shown, scale.lower, scale.upper, scale.colormap)
-        panels.append(Panel("Amplitude", picture(colored), frame, bar=bar))
-    classes = _rows(section.classes, vertical)
-    styles = tuple(survey.styles)
+        panels += _amplitude_panels(_rows(section.amplitude, vertical), scale, classes, styles, frame)
     panels.append(_class_panel("Prediction", classes, frame, styles))
-    if section.amplitude is not None and scale is not None:
-        grey = amplitude_rgba(shown, scale.lower, scale.upper, "gray")
-        colors = tuple(style for style in styles if not style.is_background)
-        panels.append(
-            Panel("Prediction over amplitude", picture(overlay_rgba(grey, classes, styles)), frame, classes=colors)
-        )
+    if section.truth is not None:
+        panels.append(_class_panel("Ground truth", _rows(section.truth, vertical), frame, styles))
     per_class = []
     if section.probability is not None:
         stack = np.stack([_rows(part, vertical) for part in section.probability])
         panels.append(_leading_probability(stack, styles, frame))
         if len(stack) > 2:
-            names = [style.name for style in styles]
-            per_class = [
-                _probability_panel(f"p({name})", part, frame) for name, part in zip(names, stack, strict=False)
-            ]
-    if section.truth is not None:
-        panels.append(_class_panel("Ground truth", _rows(section.truth, vertical), frame, styles))
+            named = zip(styles, stack, strict=False)
+            per_class = [_probability_panel(f"Probability of {style.name}", part, frame) for style, part in named]
     return SectionView(_title(survey, section), note, panels, per_class)
 
 
@@ -131,6 +119,20 @@ def block_panel(survey: ScoredSurvey, record: RunRecord) -> Panel | None:
     present = set(state.ravel().tolist())
     styles = tuple(style for style in BLOCK_STYLES if style.value in present)
     return _map_panel(survey, "Blocks", state[np.ix_(inlines, crosslines)], styles)
+
+
+def _amplitude_panels(
+    amplitude: Array, scale: AmplitudeScale, classes: Array, styles: tuple[ClassStyle, ...], frame: Frame
+) -> list[Panel]:
+    """The amplitudes alone, and in grey under the predicted classes."""
+    colored = amplitude_rgba(amplitude, scale.lower, scale.upper, scale.colormap)
+    overlay = overlay_rgba(amplitude_rgba(amplitude, scale.lower, scale.upper, "gray"), classes, styles)
+    shown = tuple(style for style in styles if not style.is_background)
+    bar = color_bar(scale.colormap, _number(scale.lower), _number(scale.upper), scale.label)
+    return [
+        Panel("Amplitude", picture(colored), frame, bar=bar),
+        Panel("Prediction over amplitude", picture(overlay), frame, classes=shown),
+    ]
 
 
 def _map_panel(survey: ScoredSurvey, title: str, state: Array, styles: tuple[ClassStyle, ...]) -> Panel | None:
@@ -203,3 +205,8 @@ def _title(survey: ScoredSurvey, section: Section) -> str:
     if survey.info.get("domain", "time") == "time":
         return f"Time slice at {section.value:.10g} ms"
     return f"Depth slice at {section.value:.10g} m"
+
+
+def _number(value: float) -> str:
+    """A value to read off a colour bar: four digits, with separators rather than powers of ten while it is short."""
+    return f"{float(f'{value:.4g}'):,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.4g}"
