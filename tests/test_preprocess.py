@@ -71,7 +71,7 @@ def test_zero_makes_gaps_valid_and_mask_leaves_them() -> None:
     np.testing.assert_array_equal(masked.values, x.values)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_block_equals_same_region_of_whole(data: st.DataObject) -> None:
     x = volume(seed=data.draw(st.integers(0, 5)), gaps=data.draw(st.sampled_from([0.0, 0.3, 0.8])))
