@@ -11,6 +11,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ from geobatch.formats.segy import (
     header_field,
 )
 
+K = TypeVar("K")
 SLAB_BYTES = 32 * 2**20
 BLOCK_BYTES = 2**20
 DEAD, DUMMY = 2, 3
@@ -182,5 +184,5 @@ def _aligned_ranges(headers: npt.NDArray[np.uint8], file: SegyFile) -> dict[int,
     return {4 * i + 1: (int(lowest[i]), int(highest[i])) for i in range(words.shape[1])}
 
 
-def _union[K](ranges: Sequence[dict[K, tuple[int, int]]]) -> dict[K, tuple[int, int]]:
+def _union(ranges: Sequence[dict[K, tuple[int, int]]]) -> dict[K, tuple[int, int]]:
     return {key: (min(r[key][0] for r in ranges), max(r[key][1] for r in ranges)) for key in ranges[0]}
