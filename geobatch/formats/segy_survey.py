@@ -170,6 +170,7 @@ def describe(
             "byte_order": "big" if file.byte_order == ">" else "little",
             "revision": file.revision,
             "layout": dataclasses.asdict(layout),
+            "unit_factor": meaning.unit_factor,
         },
         "warnings": _warnings(file, table, grid, meaning),
         "numerical_version": NUMERICAL_VERSION,
