@@ -1,16 +1,16 @@
 """Every error geobatch raises on purpose.
 
-    GeobatchError                       exit 1
-    ├── UsageError       (ValueError)   exit 2   the command or the job file is wrong
-    │   └── StorageError (OSError)               a bucket, path or credential is wrong
-    │       └── NotFoundError (KeyError)         an object that was named does not exist
-    ├── DataError        (ValueError)   exit 3   the data are bad
-    │   ├── FormatError                          a raw file breaks its format
-    │   ├── GeometryError                        its traces make no grid
-    │   ├── MismatchError                        the wrong data for this bundle or this output
-    │   └── IntegrityError                       bytes differ from their recorded hash
-    ├── IncompleteError                 exit 4   dead letters remain
-    └── TransientError   (OSError)      exit 1   storage or workers failed beyond every retry
+GeobatchError                       exit 1
+├── UsageError       (ValueError)   exit 2   the command or the job file is wrong
+│   └── StorageError (OSError)               a bucket, path or credential is wrong
+│       └── NotFoundError (KeyError)         an object that was named does not exist
+├── DataError        (ValueError)   exit 3   the data are bad
+│   ├── FormatError                          a raw file breaks its format
+│   ├── GeometryError                        its traces make no grid
+│   ├── MismatchError                        the wrong data for this bundle or this output
+│   └── IntegrityError                       bytes differ from their recorded hash
+├── IncompleteError                 exit 4   dead letters remain
+└── TransientError   (OSError)      exit 1   storage or workers failed beyond every retry
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""What seismic volumes mean: labelled synthetic surveys, facies, faults."""
