@@ -28,7 +28,7 @@ from geobatch.formats.segy import (
     set_header_field,
 )
 from geobatch.storage import absolute_url, open_storage, split_url
-from geobatch.survey import INVALID_CLASS, VOLUME_AXES, open_survey, require_complete, survey_info
+from geobatch.survey import INVALID_CLASS, VOLUME_AXES, class_names, open_survey, require_complete, survey_info
 
 SLAB_BYTES = 128 * 2**20
 # Classes and probabilities are never negative, and most SEG-Y readers do not understand NaN.
@@ -191,7 +191,7 @@ def _select(dataset: xr.Dataset, variable: str | None, where: str) -> tuple[xr.D
         )
     volume = dataset[name]
     if "class" in volume.dims:
-        names = _class_names(dataset)
+        names = list(class_names(dataset["class_map"]).values())
         if chosen not in names:
             raise UsageError(
                 "no such class", where=where, measured=chosen or "none", limit=", ".join(f"{name}:{c}" for c in names)
@@ -201,13 +201,6 @@ def _select(dataset: xr.Dataset, variable: str | None, where: str) -> tuple[xr.D
         if chunks is not None:
             volume.encoding["chunks"] = chunks[1:]
     return volume.transpose(*VOLUME_AXES), str(title)
-
-
-def _class_names(dataset: xr.Dataset) -> list[str]:
-    if "class" in dataset.coords:
-        return [str(name) for name in dataset["class"].values]
-    meanings = dataset["class_map"].attrs.get("flag_meanings", "")
-    return meanings.split() if isinstance(meanings, str) else [str(name) for name in meanings]
 
 
 def _source(dataset: xr.Dataset, where: str) -> xr.Dataset:

@@ -108,6 +108,16 @@ def percentiles(x: xr.DataArray, levels: Sequence[float], *, absolute: bool = Fa
     return [_interpolate(position, values) for position in positions]
 
 
+def class_counts(x: xr.DataArray) -> CountArray:
+    """Number of samples per class, 256 counts, of an array of uint8 classes; decoded NaN is not counted.
+
+    Args:
+        x: any axes, uint8 or what decoding made of it, Dask-backed or lazily opened.
+    """
+    counts: CountArray = _reduce(x, _count_classes, np.add)
+    return counts
+
+
 def reading_chunks(x: xr.DataArray, target_bytes: int = READ_BYTES) -> tuple[int, ...]:
     """Cells per axis of one read: whole shards (or chunks) of the stored array, up to about `target_bytes`."""
     stored = x.encoding.get("shards") or x.encoding.get("chunks") or (64,) * x.ndim
@@ -258,6 +268,13 @@ class _LowHistogram:
             cells = slots[wanted] * HALF_BINS + (keys[wanted] & 0xFFFF)
             counts += np.bincount(cells, minlength=counts.size).reshape(shape)
         return counts
+
+
+def _count_classes(block: Float32Array) -> CountArray:
+    counts = np.zeros(256, dtype=np.int64)
+    for piece in _pieces(block):
+        counts += np.bincount(piece.astype(np.uint8), minlength=256)
+    return counts
 
 
 def _keys(values: Float32Array, absolute: bool) -> npt.NDArray[np.uint32]:
