@@ -79,14 +79,19 @@ def _on_ray(function: Callable[[Item], Result], items: Sequence[Item], task_byte
     import ray
 
     _refuse_too_large(task_bytes)
-    task = ray.remote(num_cpus=1, memory=task_bytes, max_retries=3, retry_exceptions=[TransientError])(function)
+
+    # Exported to the cluster once, with whatever `function` carries; a partial itself cannot be a task.
+    @ray.remote(num_cpus=1, memory=task_bytes, max_retries=3, retry_exceptions=[TransientError])  # type: ignore[untyped-decorator]
+    def run(item: Item) -> Result:
+        return function(item)
+
     waiting = iter(enumerate(items))
     running: dict[Any, int] = {}
     try:
         while True:
             window = max(1, TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1)))
             while len(running) < window and (entry := next(waiting, None)) is not None:
-                running[task.remote(entry[1])] = entry[0]
+                running[run.remote(entry[1])] = entry[0]
             if not running:
                 return
             done, _ = ray.wait(list(running), num_returns=1)

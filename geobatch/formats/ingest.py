@@ -20,7 +20,7 @@ from geobatch.fanout import FanOut, Progress, in_order, open_fanout
 from geobatch.formats.segy import TRACE_HEADER_BYTES, SegyFile, SegyLayout, open_segy
 from geobatch.formats.segy_geometry import make_grid
 from geobatch.formats.segy_meaning import Domain, Quantity, SampleUnit, judge
-from geobatch.formats.segy_scan import SLAB_BYTES, TraceTable, merge_tables, scan_slab, slabs
+from geobatch.formats.segy_scan import TraceTable, merge_tables, scan_slab, slabs
 from geobatch.formats.segy_survey import Size3, describe, identity_of, sample_axis, small_arrays, volume_specs
 from geobatch.shards import (
     ArraySpec,
@@ -36,6 +36,7 @@ from geobatch.storage import absolute_url, open_storage, split_url
 from geobatch.survey import VOLUME_AXES
 
 SMALL_FILE_BYTES = 64 * 2**20
+SLAB_BYTES = 32 * 2**20
 READERS = 4
 RUN_BYTES = 8 * 2**20
 # A gap this small between wanted traces costs less to read than another request.
@@ -138,7 +139,8 @@ def ingest(
 def scan(file: SegyFile, layout: SegyLayout, fanout: FanOut, progress: Progress | None = None) -> TraceTable:
     """The trace table of the whole file, from one task per slab."""
     function = functools.partial(scan_slab, file=file, layout=layout)
-    tables = in_order(fanout, function, slabs(file), task_bytes=3 * SLAB_BYTES, phase="scan", progress=progress)
+    parts = slabs(file, SLAB_BYTES)
+    tables = in_order(fanout, function, parts, task_bytes=3 * SLAB_BYTES, phase="scan", progress=progress)
     return merge_tables(tables)
 
 

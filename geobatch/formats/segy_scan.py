@@ -30,7 +30,6 @@ from geobatch.formats.segy import (
 )
 
 K = TypeVar("K")
-SLAB_BYTES = 32 * 2**20
 BLOCK_BYTES = 2**20
 DEAD, DUMMY = 2, 3
 SUMMARY_FIELDS = {
@@ -120,7 +119,7 @@ class TraceTable:
     varying: dict[int, tuple[int, int]]
 
 
-def slabs(file: SegyFile, slab_bytes: int = SLAB_BYTES) -> list[tuple[int, int]]:
+def slabs(file: SegyFile, slab_bytes: int) -> list[tuple[int, int]]:
     """First trace and number of traces of each slab of about `slab_bytes`."""
     step = max(1, slab_bytes // file.trace_bytes)
     return [(first, min(step, file.trace_count - first)) for first in range(0, file.trace_count, step)]
