@@ -13,9 +13,9 @@ from rich.table import Table
 
 from geobatch.fanout import open_fanout
 from geobatch.formats import INGEST
-from geobatch.formats.ingest import SMALL_FILE_BYTES, scan
 from geobatch.formats.segy import SegyFile, SegyLayout, open_segy
 from geobatch.formats.segy_geometry import make_grid
+from geobatch.formats.segy_ingest import SMALL_FILE_BYTES, scan
 from geobatch.formats.segy_meaning import judge
 from geobatch.formats.segy_survey import describe, sample_axis
 from geobatch.preprocess.statistics import as_dask, class_counts, percentiles

@@ -15,9 +15,9 @@ from segy_files import amplitudes, write_segy
 from geobatch.errors import FormatError, GeometryError, NotFoundError, UsageError
 from geobatch.fanout import open_fanout
 from geobatch.formats.ibm import decode_ibm, encode_ibm
-from geobatch.formats.ingest import runs, scan
 from geobatch.formats.segy import SegyLayout, decode_samples, encode_samples, open_segy
 from geobatch.formats.segy_geometry import Grid, coordinates, fit_bin_grid, make_grid
+from geobatch.formats.segy_ingest import runs, scan
 from geobatch.formats.segy_meaning import judge
 from geobatch.formats.segy_scan import Moments, TraceTable, merge_tables, scan_slab, slabs
 

@@ -86,7 +86,7 @@ def test_ray_and_bucket_give_the_same_survey_as_one_process(
 
     path = write_segy(tmp_path / "a.sgy", amplitudes((9, 11, 37)))
     open_storage(s3).put("raw/a.sgy", path.read_bytes())
-    monkeypatch.setattr("geobatch.formats.ingest.SLAB_BYTES", 5000)
+    monkeypatch.setattr("geobatch.formats.segy_ingest.SLAB_BYTES", 5000)
     seen = []
     far = ingest(f"{s3}/raw/a.sgy", f"{s3}/survey", **GRID, progress=lambda *step: seen.append(step))
     assert_equals_file(open_survey(f"{s3}/survey"), path)

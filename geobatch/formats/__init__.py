@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from geobatch.errors import UsageError
-from geobatch.formats.ingest import ingest
+from geobatch.formats.segy_ingest import ingest
 
 INGEST: dict[str, Callable[..., dict[str, Any]]] = {".sgy": ingest, ".segy": ingest}
 
