@@ -15,6 +15,7 @@ from geobatch.formats.segy import TRACE_HEADER_BYTES, SegyFile, SegyLayout
 from geobatch.formats.segy_geometry import Grid, coordinates, fit_bin_grid
 from geobatch.formats.segy_meaning import Meaning
 from geobatch.formats.segy_scan import TraceTable
+from geobatch.preprocess.statistics import PartialMoments
 from geobatch.shards import ArraySpec
 from geobatch.survey import COMPLETE, SCHEMA, VOLUME_AXES
 
@@ -156,7 +157,7 @@ def describe(
         "bin_grid": fit_bin_grid(grid, *coordinates(table)) if lengths else None,
         "crs": crs,
         "statistics": {
-            **table.moments.as_dict(),
+            **figures(table.moments),
             "non_finite": table.non_finite,
             "traces": file.trace_count,
             "dead_traces": int((~table.live).sum()),
@@ -176,6 +177,21 @@ def describe(
         "numerical_version": NUMERICAL_VERSION,
         "identity": identity,
         "state": COMPLETE,
+    }
+
+
+def figures(moments: PartialMoments) -> dict[str, float | int | None]:
+    """Count, mean, std, rms, min and max; None where there was no sample."""
+    if not moments.count:
+        return {"count": 0, **dict.fromkeys(("mean", "std", "rms", "min", "max"))}
+    variance = moments.squares / moments.count
+    return {
+        "count": moments.count,
+        "mean": moments.mean,
+        "std": math.sqrt(variance),
+        "rms": math.sqrt(variance + moments.mean**2),
+        "min": moments.minimum,
+        "max": moments.maximum,
     }
 
 
