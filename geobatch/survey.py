@@ -86,6 +86,13 @@ def mask_dead(volume: xr.DataArray) -> xr.DataArray:
     return volume if bool(live.all()) else volume.where(live.drop_vars(list(live.coords)))
 
 
+def class_names(class_map: xr.DataArray) -> dict[int, str]:
+    """Name per class value from the CF flag attributes, without the invalid class."""
+    values = np.atleast_1d(class_map.attrs.get("flag_values", []))
+    names = class_map.attrs.get("flag_meanings", "").split()
+    return {int(value): name for value, name in zip(values, names, strict=False) if value != INVALID_CLASS}
+
+
 def require_complete(dataset: xr.Dataset, where: str) -> None:
     """Refuse a survey that a run is still writing or left incomplete.
 
