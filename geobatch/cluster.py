@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from typing import Any
@@ -36,13 +35,8 @@ def connect(cpus: int | None = None) -> None:
 
 
 def disconnect() -> None:
-    """Leave the cluster; one that `connect` started ends with it."""
+    """Leave the cluster; one that `connect` started ends with it, Serve included."""
     import ray
 
     if ray.is_initialized():
-        with contextlib.suppress(Exception):
-            from ray import serve
-
-            if not os.environ.get("RAY_ADDRESS"):
-                serve.shutdown()
         ray.shutdown()
