@@ -1,0 +1,19 @@
+"""Preprocessing: pure steps with declared halo and statistics fitted over the whole survey."""
+
+from geobatch.preprocess.chain import Chain, prepare_region
+from geobatch.preprocess.statistics import Moments, moments, percentiles
+from geobatch.preprocess.steps import STEPS, Clip, Crop, Fill, Scale, Step
+
+__all__ = [
+    "STEPS",
+    "Chain",
+    "Clip",
+    "Crop",
+    "Fill",
+    "Moments",
+    "Scale",
+    "Step",
+    "moments",
+    "percentiles",
+    "prepare_region",
+]

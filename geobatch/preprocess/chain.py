@@ -1,0 +1,143 @@
+"""A chain of preprocessing steps, and the one way to run it on a region of a survey."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from geobatch.errors import UsageError
+from geobatch.preprocess.statistics import as_dask
+from geobatch.preprocess.steps import Crop, Halo, Step, dask_data
+from geobatch.survey import mask_dead
+
+
+class Chain(BaseModel):
+    """Steps in the order in which they run; a crop, where there is one, comes first.
+
+    In JSON a chain is `{"steps": [...]}`; the bare list of a job file is read too. A fitted chain carries its
+    statistics with it and gives the same bits after `Chain.model_validate_json(chain.model_dump_json())`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: tuple[Step, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_list(cls, values: Any) -> Any:
+        return {"steps": values} if isinstance(values, list | tuple) else values
+
+    @model_validator(mode="after")
+    def _crop_first(self) -> Self:
+        if any(isinstance(step, Crop) for step in self.steps[1:]):
+            raise ValueError("crop may only be the first step, and only once")
+        return self
+
+    @property
+    def fitted(self) -> bool:
+        """True when every step holds the figures it needs."""
+        return all(step.fitted for step in self.steps)
+
+    @property
+    def halo(self) -> Halo:
+        """Cells needed (before, after) per axis name: the sum over the steps."""
+        total: Halo = {}
+        for step in self.steps:
+            for axis, (before, after) in step.halo.items():
+                held_before, held_after = total.get(axis, (0, 0))
+                total[axis] = (held_before + before, held_after + after)
+        return total
+
+    def crop(self, x: xr.DataArray) -> xr.DataArray:
+        """The part of a survey that the chain is about, as lazy as `x` is; `x` itself without a crop."""
+        first = self.steps[0] if self.steps else None
+        return first.apply(x) if isinstance(first, Crop) else x
+
+    def fit(self, x: xr.DataArray) -> Self:
+        """The chain with every statistic fitted, each over the whole cropped survey as the steps before leave it.
+
+        Args:
+            x: the whole survey, uncropped, Dask-backed or lazily opened.
+        """
+        prepared = _valid(as_dask(self.crop(x)))
+        steps: list[Step] = []
+        for step in self.steps:
+            if isinstance(step, Crop):
+                steps.append(step)
+                continue
+            fitted = step.fit(prepared)
+            prepared = fitted.apply(prepared)
+            steps.append(fitted)
+        return self.model_copy(update={"steps": tuple(steps)})
+
+    def apply(self, x: xr.DataArray) -> xr.DataArray:
+        """`x` prepared by every step after the crop; infinite samples and dead traces count as invalid.
+
+        Args:
+            x: a cropped survey or a part of it, Dask-backed. Cells nearer to the edge of a part than the chain's
+                halo differ from those of the whole: `prepare_region` reads and trims that halo.
+        """
+        prepared = _valid(x)
+        for step in self.steps:
+            prepared = prepared if isinstance(step, Crop) else step.apply(prepared)
+        return prepared
+
+
+def prepare_region(survey_array: xr.DataArray, chain: Chain, region: Sequence[slice]) -> xr.DataArray:
+    """The region of the prepared survey, float32, Dask-backed and not yet computed.
+
+    It equals the same region of `chain.apply(chain.crop(survey))` bit for bit. The region and the chain's halo,
+    clipped to the survey, are read as one Dask chunk, so that no chunk is read twice and the graph stays small.
+
+    Args:
+        survey_array: the whole survey, uncropped; best opened lazily without Dask chunks.
+        chain: fitted.
+        region: one slice per axis in indices of the cropped survey, stop exclusive, without a step.
+
+    Raises:
+        UsageError: the region does not lie inside the cropped survey.
+    """
+    cropped = chain.crop(survey_array)
+    _require_inside(cropped, region)
+    read, trim = {}, {}
+    for axis, size, cells in zip(cropped.dims, cropped.shape, region, strict=True):
+        before, after = chain.halo.get(str(axis), (0, 0))
+        start = max(0, cells.start - before)
+        read[axis] = slice(start, min(size, cells.stop + after))
+        trim[axis] = slice(cells.start - start, cells.stop - start)
+    part = cropped.isel(read)
+    # The array alone becomes Dask-backed: chunking coordinates too would cost a graph node for each.
+    block = part.copy(data=part.variable.chunk({axis: -1 for axis in part.dims}).data)
+    return chain.apply(block).isel(trim)
+
+
+def _require_inside(x: xr.DataArray, region: Sequence[slice]) -> None:
+    inside = len(region) == x.ndim and all(
+        cells.step in (None, 1)
+        and cells.start is not None
+        and cells.stop is not None
+        and 0 <= cells.start < cells.stop <= size
+        for cells, size in zip(region, x.shape, strict=False)
+    )
+    if not inside:
+        raise UsageError(
+            "the region does not lie inside the survey",
+            where=f"{x.name or 'array'} {tuple(map(str, x.dims))}",
+            measured=str([(cells.start, cells.stop, cells.step) for cells in region]),
+            limit=f"(0, size) with sizes {x.shape}",
+            remedy="Give one slice per axis, with start and stop, in indices of the cropped survey.",
+        )
+
+
+def _valid(x: xr.DataArray) -> xr.DataArray:
+    """`x` in float32, NaN where a sample is infinite or its trace is dead by the coordinate `live_mask`."""
+    data = dask_data(x, "the chain").astype(np.float32)
+    return mask_dead(x.copy(data=data.map_blocks(_infinite_to_nan, dtype=np.float32)))
+
+
+def _infinite_to_nan(block: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    infinite = np.isinf(block)
+    return np.where(infinite, np.float32(np.nan), block) if infinite.any() else block
