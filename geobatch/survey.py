@@ -78,10 +78,12 @@ def valid_volume(dataset: xr.Dataset, where: str = "") -> xr.DataArray:
 
 
 def mask_dead(volume: xr.DataArray) -> xr.DataArray:
-    """The volume with NaN on every dead or missing trace."""
+    """The volume, in memory or Dask-backed, with NaN on every dead or missing trace."""
     if "live_mask" not in volume.coords:
         return volume
-    return volume.where(volume["live_mask"]).drop_vars("live_mask")
+    live = volume["live_mask"]
+    volume = volume.drop_vars("live_mask")
+    return volume if bool(live.all()) else volume.where(live.drop_vars(list(live.coords)))
 
 
 def require_complete(dataset: xr.Dataset, where: str) -> None:

@@ -1,6 +1,6 @@
 """Preprocessing: pure steps with declared halo and statistics fitted over the whole survey."""
 
-from geobatch.preprocess.chain import Chain, prepare_region
+from geobatch.preprocess.chain import Chain, RawRegion, prepare, read_region
 from geobatch.preprocess.statistics import Moments, moments, percentiles
 from geobatch.preprocess.steps import STEPS, Clip, Crop, Fill, Scale, Step
 
@@ -11,9 +11,11 @@ __all__ = [
     "Crop",
     "Fill",
     "Moments",
+    "RawRegion",
     "Scale",
     "Step",
     "moments",
     "percentiles",
-    "prepare_region",
+    "prepare",
+    "read_region",
 ]

@@ -1,6 +1,7 @@
 """A chain of preprocessing steps, and the one way to run it on a region of a survey."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -78,7 +79,7 @@ class Chain(BaseModel):
 
         Args:
             x: a cropped survey or a part of it, Dask-backed. Cells nearer to the edge of a part than the chain's
-                halo differ from those of the whole: `prepare_region` reads and trims that halo.
+                halo differ from those of the whole: `read_region` reads that halo and `prepare` trims it.
         """
         prepared = _valid(x)
         for step in self.steps:
@@ -86,32 +87,51 @@ class Chain(BaseModel):
         return prepared
 
 
-def prepare_region(survey_array: xr.DataArray, chain: Chain, region: Sequence[slice]) -> xr.DataArray:
-    """The region of the prepared survey, float32, Dask-backed and not yet computed.
+@dataclass(frozen=True)
+class RawRegion:
+    """A region of a survey in memory, with the chain's halo around it.
 
-    It equals the same region of `chain.apply(chain.crop(survey))` bit for bit. The region and the chain's halo,
-    clipped to the survey, are read as one Dask chunk, so that no chunk is read twice and the graph stays small.
+    Attributes:
+        values: the cells, with `live_mask` as a coordinate where the survey has one.
+        trim: where the region lies in `values`, per axis.
+    """
+
+    values: xr.DataArray
+    trim: dict[Hashable, slice]
+
+
+def read_region(cropped: xr.DataArray, chain: Chain, region: Sequence[slice]) -> RawRegion:
+    """The region and the chain's halo, clipped to the survey, read into memory: no chunk is read twice.
 
     Args:
-        survey_array: the whole survey, uncropped; best opened lazily without Dask chunks.
+        cropped: the survey after `chain.crop`, opened lazily without Dask chunks.
         chain: fitted.
         region: one slice per axis in indices of the cropped survey, stop exclusive, without a step.
 
     Raises:
         UsageError: the region does not lie inside the cropped survey.
     """
-    cropped = chain.crop(survey_array)
     _require_inside(cropped, region)
-    read, trim = {}, {}
+    read: dict[Hashable, slice] = {}
+    trim: dict[Hashable, slice] = {}
     for axis, size, cells in zip(cropped.dims, cropped.shape, region, strict=True):
         before, after = chain.halo.get(str(axis), (0, 0))
         start = max(0, cells.start - before)
         read[axis] = slice(start, min(size, cells.stop + after))
         trim[axis] = slice(cells.start - start, cells.stop - start)
-    part = cropped.isel(read)
+    return RawRegion(cropped.isel(read).load(), trim)
+
+
+def prepare(raw: RawRegion, chain: Chain) -> npt.NDArray[np.float32]:
+    """The region prepared and trimmed to itself, float32, NaN where invalid.
+
+    It equals the same region of `chain.apply(chain.crop(survey))` bit for bit. The graph is one Dask chunk, computed
+    in the calling thread.
+    """
     # The array alone becomes Dask-backed: chunking coordinates too would cost a graph node for each.
-    block = part.copy(data=part.variable.chunk({axis: -1 for axis in part.dims}).data)
-    return chain.apply(block).isel(trim)
+    block = raw.values.copy(data=raw.values.variable.chunk({axis: -1 for axis in raw.values.dims}).data)
+    prepared = chain.apply(block).isel(raw.trim)
+    return np.ascontiguousarray(prepared.compute(scheduler="synchronous").values)
 
 
 def _require_inside(x: xr.DataArray, region: Sequence[slice]) -> None:

@@ -215,7 +215,7 @@ def dask_data(x: xr.DataArray, who: str) -> Any:
         raise UsageError(
             f"{who} takes a Dask-backed array",
             where=f"{x.name or 'array'} {x.shape}",
-            remedy="Use geobatch.preprocess.prepare_region, or select the region and call .chunk().",
+            remedy="Use geobatch.preprocess.read_region and prepare, or select the region and call .chunk().",
         )
     return x.data
 

@@ -1,0 +1,1 @@
+"""Bulk scoring: every block of a survey read, preprocessed, predicted, trimmed, written and receipted."""

@@ -1,0 +1,173 @@
+"""What a scoring job says, and the plan that is made from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from geobatch.blocks import Grid, Halo
+from geobatch.models.bundle import ClassInfo
+from geobatch.preprocess import Chain
+from geobatch.score.predictor import INVALID, PROBABILITY_STEPS, Probabilities
+from geobatch.shards import ArraySpec
+from geobatch.survey import VOLUME_AXES
+
+NUMERICS = 1
+"""Raised whenever a release would write other voxels for the same plan."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Region(_Frozen):
+    """A part of a survey, in numbers of its axes, both ends included; it is rounded out to whole blocks."""
+
+    inline: tuple[float, float] | None = None
+    crossline: tuple[float, float] | None = None
+    sample: tuple[float, float] | None = None
+
+
+class ScoreResources(_Frozen):
+    """Where a scoring job runs; none of it changes a voxel.
+
+    Attributes:
+        replicas: Serve replicas that score blocks.
+        cpus: CPUs a replica reserves.
+        gpus: GPUs a replica reserves; its network runs there when above 0.
+        threads: Torch threads of a replica, fixed with the plan on the first run.
+        memory_gib: Memory one replica may use; by default 80 % of what this machine has free, shared by the replicas.
+    """
+
+    replicas: int = Field(default=1, ge=1)
+    cpus: float = Field(default=1, gt=0)
+    gpus: float = Field(default=0, ge=0)
+    threads: int = Field(default=1, ge=1)
+    memory_gib: float | None = Field(default=None, gt=0)
+
+
+class ScoreJob(_Frozen):
+    """`job: score`: a survey, a bundle, and where the scored survey goes.
+
+    Attributes:
+        survey: URL of the survey.
+        bundle: URL of the bundle; its preprocessing and halo are used.
+        output: URL of the scored survey.
+        region: Part of the survey to score; the output has the whole survey's axes, so that a region can grow.
+        statistics: `survey` fits the preprocessing's statistics to this survey, whose amplitude scale is its own;
+            `bundle` keeps those of the training data.
+        shard: Cells of a block and of an object of the output, per axis.
+        chunk: Unit of reading of the output.
+        patch: What the network sees at once; by default the largest that memory allows.
+        batch: Patches per forward pass.
+        probabilities: `none`, `uint8` (steps of 1/254) or `float32`.
+        attempts: Tries of a block that fails by itself before it becomes a dead letter.
+    """
+
+    job: Literal["score"]
+    name: str = "score"
+    survey: str
+    bundle: str
+    output: str
+    region: Region = Region()
+    statistics: Literal["survey", "bundle"] = "survey"
+    shard: tuple[int, int, int] = (128, 128, 128)
+    chunk: tuple[int, int, int] = (64, 64, 64)
+    patch: tuple[int, int, int] | None = None
+    batch: int | None = Field(default=None, ge=1)
+    probabilities: Probabilities = "uint8"
+    attempts: int = Field(default=3, ge=1)
+    resources: ScoreResources = ScoreResources()
+
+
+class GridSpec(_Frozen):
+    """A `blocks.Grid` as JSON."""
+
+    shape: tuple[int, ...]
+    shard: tuple[int, ...]
+    patch: tuple[int, ...]
+    stride: tuple[int, ...]
+    halo: Halo
+    reach: Halo
+
+    def grid(self) -> Grid:
+        """The grid itself."""
+        return Grid(self.shape, self.shard, self.patch, self.stride, self.halo, self.reach)
+
+
+class ScorePlan(_Frozen):
+    """Everything that decides the voxels of a scored survey, fixed before the run and stored with the output."""
+
+    numerics: int = NUMERICS
+    survey: str
+    survey_identity: str
+    bundle: str
+    bundle_hash: str
+    chain: Chain
+    grid: GridSpec
+    chunk: tuple[int, ...]
+    batch: int
+    threads: int
+    device: Literal["cpu", "cuda"]
+    precision: Literal["float32"] = "float32"
+    probabilities: Probabilities
+    classes: tuple[ClassInfo, ...]
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over all that decides voxels; places and names do not."""
+        canonical = json.dumps(self.decisive(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def decisive(self) -> dict[str, Any]:
+        """The plan without the places it was read from."""
+        return self.model_dump(mode="json", exclude={"survey", "bundle"})
+
+    def differences(self, other: ScorePlan) -> list[str]:
+        """What decides voxels and differs, as `key: ours, theirs`."""
+        ours, theirs = _flat(self.decisive()), _flat(other.decisive())
+        keys = sorted({*ours, *theirs})
+        return [f"{k}: {ours.get(k)} now, {theirs.get(k)} then" for k in keys if ours.get(k) != theirs.get(k)]
+
+    def arrays(self) -> tuple[ArraySpec, ...]:
+        """The output arrays that blocks write: `class_map`, and `probability` when asked for."""
+        legend = class_attributes(self.classes)
+        shape, shard = self.grid.shape, self.grid.shard
+        volume = ArraySpec("class_map", VOLUME_AXES, shape, "uint8", self.chunk, shard, INVALID, legend)
+        if self.probabilities == "none":
+            return (volume,)
+        count = len(self.classes)
+        fill: float = INVALID if self.probabilities == "uint8" else float("nan")
+        packing = {"scale_factor": 1 / PROBABILITY_STEPS, "_FillValue": INVALID}
+        attributes = {**(packing if self.probabilities == "uint8" else {}), "long_name": "class probability"}
+        probability = ArraySpec(
+            "probability",
+            ("class", *VOLUME_AXES),
+            (count, *shape),
+            self.probabilities,
+            (1, *self.chunk),
+            (count, *shard),
+            fill,
+            attributes,
+        )
+        return (volume, probability)
+
+
+def class_attributes(classes: tuple[ClassInfo, ...]) -> dict[str, Any]:
+    """Names and colours of classes as CF flag attributes; 255 is invalid."""
+    return {
+        "long_name": "class",
+        "flag_values": [*range(len(classes)), INVALID],
+        "flag_meanings": " ".join([*(c.name.replace(" ", "_") for c in classes), "invalid"]),
+        "flag_colors": " ".join([*(c.color for c in classes), "#00000000"]),
+        "coordinates": "cdp_x cdp_y",
+    }
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {key: item for name, part in value.items() for key, item in _flat(part, f"{prefix}.{name}".strip(".")).items()}
