@@ -20,7 +20,7 @@ Samples = NDArray[np.float64]
 
 _WAVE, _AZIMUTH, _FAULT = 11, 12, 13
 _LABEL_HALF_WIDTH = 1.5
-_LABEL_LEAST_THROW = 2.0
+_LABEL_LEAST_THROW = 3.0
 _DEPTH_CELL = 128
 _DIPS_DEG = (55.0, 82.0)
 _CURVATURES = (-0.0005, 0.0015)
@@ -160,7 +160,7 @@ class FaultNetwork:
 
     seed: int
     spacing: int = 64
-    largest_throw: float = 18.0
+    largest_throw: float = 20.0
 
     def undo(
         self, inlines: NDArray[np.int64], crosslines: NDArray[np.int64], samples: NDArray[np.int64]
@@ -208,7 +208,7 @@ def _fault_in_cell(network: FaultNetwork, cell: tuple[int, ...]) -> Fault | None
     azimuth = float(between(0.0, 2 * math.pi, network.seed, _AZIMUTH)) + draw(-0.5, 0.5, 1)
     if draw(0.0, 1.0, 2) < 0.4:
         azimuth += math.pi
-    throw = draw(0.3, 1.0, 3) * network.largest_throw
+    throw = draw(0.5, 1.0, 3) * network.largest_throw
     return Fault(
         centre=(
             (cell[0] + draw(0.0, 1.0, 4)) * network.spacing,

@@ -33,8 +33,8 @@ Levels = NDArray[np.float64]
 _LAYER_BOUNDARY, _LAYER, _UNIT_BOUNDARY, _UNIT_ORDER, _CHAOS, _NOISE = range(1, 7)
 _ORDERS: Final = np.array([[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]])
 # Contrast of the layers and of the chaotic texture, per facies.
-_LAYER_CONTRAST: Final = np.array([1.0, 0.25, 0.4])
-_CHAOS_CONTRAST: Final = np.array([0.0, 0.0, 1.0])
+_LAYER_CONTRAST: Final = np.array([1.0, 0.35, 0.6])
+_CHAOS_CONTRAST: Final = np.array([0.0, 0.0, 0.8])
 _RMS_AMPLITUDE: Final = 1000.0
 
 
@@ -64,10 +64,10 @@ class SyntheticSurvey:
     peak_frequency_hz: float = 30.0
     layer_thickness: float = 6.0
     unit_thickness: float = 36.0
-    noise: float = 0.2
+    noise: float = 0.15
     folds: float = 1.0
     fault_spacing: int = 64
-    largest_throw: float = 18.0
+    largest_throw: float = 20.0
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or min(self.shape) < 1:
