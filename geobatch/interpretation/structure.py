@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,14 +71,14 @@ class Folds:
             azimuth = float(between(0.0, 2 * math.pi, self.seed, _WAVE, wave, 2))
             phase = float(between(0.0, 2 * math.pi, self.seed, _WAVE, wave, 3))
             wavenumber = 2 * math.pi / wavelength
-            # sin(u + v) from one-dimensional tables: exact to the bit for any cut, which vectorised sines do not promise.
+            # sin(u + v) from tables per axis: exact to the bit for any cut, which vectorised sines do not promise.
             sin_u, cos_u = _sin_cos(inlines * (wavenumber * math.cos(azimuth)) + phase)
             sin_v, cos_v = _sin_cos(crosslines * (wavenumber * math.sin(azimuth)))
             total += slope / wavenumber * (sin_u[:, None] * cos_v + cos_u[:, None] * sin_v)
         return total
 
 
-def _sin_cos(angles: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _sin_cos(angles: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return np.array([math.sin(a) for a in angles]), np.array([math.cos(a) for a in angles])
 
 

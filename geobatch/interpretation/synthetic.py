@@ -118,7 +118,8 @@ class SyntheticSurvey:
     def _facies(self, level: Levels) -> NDArray[np.uint8]:
         cell, weight = _cells(level, self.unit_thickness, self.seed, _UNIT_BOUNDARY)
         units = np.arange(cell.min() - 1, cell.max() + 1)
-        return self._unit_facies(units)[cell - units[0] - (weight < 0.5)].astype(np.uint8)
+        facies: NDArray[np.uint8] = self._unit_facies(units).astype(np.uint8)[cell - units[0] - (weight < 0.5)]
+        return facies
 
     def _unit_facies(self, units: Indices) -> Indices:
         # Units come in threes, each three a permutation: no survey of a few units lacks a facies.
@@ -141,7 +142,8 @@ class SyntheticSurvey:
         # One interface per layer; alternating impedances of magnitude 0.5 to 1.5 differ by 2 on average.
         unit_rms = np.float32(math.sqrt(self.layer_thickness) / 2)
         noise = normal(self.seed, _NOISE, inlines[:, None, None], crosslines[None, :, None], samples[None, None, :-1])
-        return np.diff(impedance, axis=2) * unit_rms + np.float32(self.noise) * noise
+        reflectivity: NDArray[np.float32] = np.diff(impedance, axis=2) * unit_rms + np.float32(self.noise) * noise
+        return reflectivity
 
     def _impedance(self, inlines: Indices, crosslines: Indices, level: Levels) -> NDArray[np.float32]:
         cell, weight = _cells(level, self.unit_thickness, self.seed, _UNIT_BOUNDARY)

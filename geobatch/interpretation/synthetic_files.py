@@ -36,8 +36,7 @@ Size3 = tuple[int, int, int]
 _SLAB_INLINES = 8
 _TRACE_HEADER = np.dtype(
     {
-        "names": ["trace_in_line", "trace_in_file", "cdp", "kind", "scalar", "samples", "interval_us"]
-        + ["cdp_x", "cdp_y", "inline", "crossline"],
+        "names": "trace_in_line trace_in_file cdp kind scalar samples interval_us cdp_x cdp_y inline crossline".split(),
         "formats": [">i4", ">i4", ">i4", ">i2", ">i2", ">u2", ">u2", ">i4", ">i4", ">i4", ">i4"],
         "offsets": [byte - 1 for byte in (1, 5, 21, 29, 71, 115, 117, 181, 185, 189, 193)],
         "itemsize": TRACE_HEADER_BYTES,

@@ -6,11 +6,11 @@ would have seen.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from geobatch.errors import DataError, MismatchError, UsageError
-from geobatch.preprocess import Chain, prepare_region
+from geobatch.preprocess import Chain, prepare, read_region
 from geobatch.survey import (
     INVALID_CLASS,
     VOLUME_AXES,
@@ -48,6 +48,7 @@ class LabelledSurvey:
         labels: class indices on the same grid, uint8.
         classes: name and colour per class index.
         info: the survey's own description.
+        label_identity: what identifies the labels' voxels.
     """
 
     url: str
@@ -55,6 +56,7 @@ class LabelledSurvey:
     labels: xr.DataArray
     classes: tuple[dict[str, str], ...]
     info: dict[str, Any]
+    label_identity: str
 
 
 def open_labelled(data: TrainingData) -> LabelledSurvey:
@@ -85,7 +87,14 @@ def open_labelled(data: TrainingData) -> LabelledSurvey:
                 measured=_extent(classes[axis].values),
                 limit=f"{_extent(volume[axis].values)} as in {data.survey}",
             )
-    return LabelledSurvey(data.survey, volume, classes, class_names(classes, data.labels), survey_info(survey))
+    return LabelledSurvey(
+        url=data.survey,
+        volume=volume,
+        labels=classes,
+        classes=class_names(classes, data.labels),
+        info=survey_info(survey, data.survey),
+        label_identity=str(survey_info(labels, data.labels).get("identity")),
+    )
 
 
 def class_names(labels: xr.DataArray, where: str = "") -> tuple[dict[str, str], ...]:
@@ -112,13 +121,18 @@ class PatchReader:
     """Reads prepared patches of one labelled survey.
 
     Attributes:
-        survey: the survey and its labels.
+        volume: the cropped survey.
+        labels: the cropped labels.
+        classes: number of classes.
         chain: fitted.
         train: regions of training lie inside it; validation is in `validation`, None without.
+        validation: held out, no inline of it shared with `train`.
         cached: the whole survey prepared, or None: each patch is then read from storage.
     """
 
-    survey: LabelledSurvey
+    volume: xr.DataArray
+    labels: xr.DataArray
+    classes: int
     chain: Chain
     train: Region
     validation: Region | None
@@ -131,36 +145,31 @@ class PatchReader:
         Raises:
             UsageError: no inline is left for training.
         """
-        size: Size3 = chain.crop(survey.volume).shape  # type: ignore[assignment]
-        held_out = round(validation.fraction * size[0])
-        last = size[0] - held_out - (validation.guard if held_out else 0)
+        volume, labels = chain.crop(survey.volume), chain.crop(survey.labels)
+        inlines, crosslines, samples = volume.shape
+        held_out = round(validation.fraction * inlines)
+        last = inlines - held_out - (validation.guard if held_out else 0)
         if last < 1:
             raise UsageError(
                 "validation leaves no inline for training",
                 where=survey.url,
                 measured=f"{held_out} held out and {validation.guard} of guard",
-                limit=f"less than {size[0]} inlines",
+                limit=f"less than {inlines} inlines",
                 remedy="Lower validation.fraction or validation.guard.",
             )
-        whole = (slice(0, size[1]), slice(0, size[2]))
-        band = (slice(size[0] - held_out, size[0]), *whole) if held_out else None
-        return cls(survey, chain, (slice(0, last), *whole), band)
-
-    @property
-    def size(self) -> Size3:
-        """Cells of the cropped survey."""
-        shape: Size3 = self.chain.crop(self.survey.volume).shape  # type: ignore[assignment]
-        return shape
+        section = (slice(0, crosslines), slice(0, samples))
+        band = (slice(inlines - held_out, inlines), *section) if held_out else None
+        return cls(volume, labels, len(survey.classes), chain, (slice(0, last), *section), band)
 
     @property
     def cache_bytes(self) -> int:
         """Bytes that `cache` takes."""
-        return int(np.prod(self.size)) * _CELL_BYTES
+        return self.volume.size * _CELL_BYTES
 
     def cache(self) -> None:
         """Prepare the whole survey and keep it in memory, slab by slab."""
-        amplitude, labels = np.empty(self.size, np.float32), np.empty(self.size, np.uint8)
-        inlines, crosslines, samples = self.size
+        inlines, crosslines, samples = self.volume.shape
+        amplitude, labels = np.empty(self.volume.shape, np.float32), np.empty(self.volume.shape, np.uint8)
         for start in range(0, inlines, 64):
             slab = slice(start, min(start + 64, inlines))
             amplitude[slab], labels[slab] = self._read_stored((slab, slice(0, crosslines), slice(0, samples)))
@@ -183,26 +192,23 @@ class PatchReader:
         """Return the labels alone, whatever the amplitudes are."""
         if self.cached is not None:
             return self.cached[1][region]
-        values: npt.NDArray[np.uint8] = self._labels(region)
-        return values
+        return self._labels(region)
 
     def _read_stored(self, region: Region) -> Patch:
-        prepared = prepare_region(self.survey.volume, self.chain, region)
-        # One small graph, run in the thread that asked: a pool would compete with the network for the cores.
-        amplitude = prepared.data.compute(scheduler="synchronous")
+        amplitude = prepare(read_region(self.volume, self.chain, region), self.chain)
         invalid = np.isnan(amplitude)
         labels = self._labels(region)
         return np.where(invalid, np.float32(0), amplitude), np.where(invalid, np.uint8(INVALID_CLASS), labels)
 
     def _labels(self, region: Region) -> npt.NDArray[np.uint8]:
-        labels = self.chain.crop(self.survey.labels)[region].values.astype(np.uint8)
-        beyond = (labels >= len(self.survey.classes)) & (labels != INVALID_CLASS)
+        labels = self.labels[region].values.astype(np.uint8)
+        beyond = (labels >= self.classes) & (labels != INVALID_CLASS)
         if beyond.any():
             raise DataError(
                 "a label is no class",
-                where=f"labels of {self.survey.url}",
+                where=f"{self.labels.name}, inline {self.labels['inline'].values[region[0]][0]} and on",
                 measured=int(labels[beyond].max()),
-                limit=f"0 to {len(self.survey.classes) - 1}, or {INVALID_CLASS} for unlabelled",
+                limit=f"0 to {self.classes - 1}, or {INVALID_CLASS} for unlabelled",
             )
         return labels
 
@@ -248,7 +254,7 @@ def draw_patch(
     reader = readers[random.choice(len(readers), p=volumes / volumes.sum())]
     region = _draw_region(reader.train, patch, random)
     if balance:
-        wanted = random.integers(len(reader.survey.classes))
+        wanted = random.integers(reader.classes)
         for _ in range(_TRIES):
             if (reader.read_labels(region) == wanted).any():
                 break
@@ -257,18 +263,40 @@ def draw_patch(
 
 
 def validation_patches(readers: Sequence[PatchReader], patch: Size3, limit: int) -> list[tuple[int, Region]]:
-    """Return reader number and region of the tiles of the validation bands, evenly thinned to the limit."""
-    tiles = [
-        (number, region)
-        for number, reader in enumerate(readers)
-        if reader.validation is not None
-        for region in _tiles(reader.validation, patch)
-    ]
-    chosen = np.unique(np.linspace(0, len(tiles) - 1, min(limit, len(tiles))).round().astype(int))
-    return [tiles[index] for index in chosen]
+    """Return reader number and region of tiles of the validation bands, evenly thinned to about `limit`."""
+    bands = [(number, reader.validation) for number, reader in enumerate(readers) if reader.validation is not None]
+    each = -(-limit // max(len(bands), 1))
+    return [(number, tile) for number, band in bands for tile in spread_tiles(band, patch, each)]
 
 
-def prefetch(items: Callable[[], Iterator[T]], depth: int = 2) -> Iterator[T]:
+def class_counts(readers: Sequence[PatchReader], patch: Size3, tiles: int = 256) -> npt.NDArray[np.int64]:
+    """Return labelled voxels per class on tiles spread evenly over each survey's training ground."""
+    counts = np.zeros(readers[0].classes, np.int64)
+    for reader in readers:
+        for tile in spread_tiles(reader.train, patch, tiles):
+            labels = reader.read_labels(tile)
+            counts += np.bincount(labels[labels != INVALID_CLASS], minlength=reader.classes)
+    return counts
+
+
+def prepared_sample(reader: PatchReader, cells: int = 32, tiles: int = 64) -> npt.NDArray[np.float32]:
+    """Return valid prepared amplitudes of small tiles spread evenly over a survey's training ground."""
+    parts = []
+    for tile in spread_tiles(reader.train, (cells, cells, cells), tiles):
+        amplitude = prepare(read_region(reader.volume, reader.chain, tile), reader.chain)
+        parts.append(amplitude[np.isfinite(amplitude)])
+    return np.concatenate(parts)
+
+
+def spread_tiles(bounds: Region, patch: Size3, limit: int) -> list[Region]:
+    """Return at most `limit` tiles of a region, evenly spread in storage order, without listing all of them."""
+    grid = [-(-(axis.stop - axis.start) // cells) for axis, cells in zip(bounds, patch, strict=True)]
+    count = math.prod(grid)
+    chosen = np.unique(np.linspace(0, count - 1, min(limit, count)).round().astype(np.int64))
+    return [_tile(bounds, patch, index) for index in zip(*np.unravel_index(chosen, grid), strict=True)]
+
+
+def prefetch(items: Callable[[], Iterator[T]], depth: int = 2) -> Generator[T, None, None]:
     """Yield what an iterator gives, made in a background thread up to `depth` items ahead.
 
     Args:
@@ -317,12 +345,12 @@ def _draw_region(bounds: Region, patch: Size3, random: np.random.Generator) -> R
     return inline, crossline, sample
 
 
-def _tiles(bounds: Region, patch: Size3) -> Iterator[Region]:
-    for starts in product(*(range(axis.start, axis.stop, cells) for axis, cells in zip(bounds, patch, strict=True))):
-        inline, crossline, sample = (
-            slice(start, min(start + cells, axis.stop)) for start, cells, axis in zip(starts, patch, bounds, strict=True)
-        )
-        yield inline, crossline, sample
+def _tile(bounds: Region, patch: Size3, index: Sequence[Any]) -> Region:
+    starts = [axis.start + int(k) * cells for k, axis, cells in zip(index, bounds, patch, strict=True)]
+    inline, crossline, sample = (
+        slice(start, min(start + cells, axis.stop)) for start, cells, axis in zip(starts, patch, bounds, strict=True)
+    )
+    return inline, crossline, sample
 
 
 def _augmented(

@@ -16,15 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from geobatch.survey import INVALID_CLASS
-
 Counts = npt.NDArray[np.int64]
 
 
 def confusion_matrix(truth: npt.NDArray[Any], predicted: npt.NDArray[Any], classes: int) -> Counts:
     """Return voxel counts (true class, predicted class), int64.
 
-    Voxels that are `INVALID_CLASS` or beyond `classes` in either array are left out.
+    Voxels that are no class in either array, such as the invalid 255, are left out.
 
     Args:
         truth: class indices, any shape.
@@ -71,7 +69,8 @@ def scores(counts: Counts, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _ratio(part: Counts, whole: Counts) -> npt.NDArray[np.float64]:
-    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    ratio: npt.NDArray[np.float64] = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    return ratio
 
 
 def _number(value: float) -> float | None:
