@@ -34,9 +34,10 @@ ORIGIN_M: Final = (600_000.0, 6_070_000.0)
 Size3 = tuple[int, int, int]
 
 _SLAB_INLINES = 8
+_PLACE = ("cdp_x", "cdp_y", "inline", "crossline")
 _TRACE_HEADER = np.dtype(
     {
-        "names": "trace_in_line trace_in_file cdp kind scalar samples interval_us cdp_x cdp_y inline crossline".split(),
+        "names": ["trace_in_line", "trace_in_file", "cdp", "kind", "scalar", "samples", "interval_us", *_PLACE],
         "formats": [">i4", ">i4", ">i4", ">i2", ">i2", ">u2", ">u2", ">i4", ">i4", ">i4", ">i4"],
         "offsets": [byte - 1 for byte in (1, 5, 21, 29, 71, 115, 117, 181, 185, 189, 193)],
         "itemsize": TRACE_HEADER_BYTES,

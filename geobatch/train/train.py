@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import ray.train
 from ray.train.torch import TorchTrainer
 
+from geobatch import __version__
 from geobatch.errors import GeobatchError, MismatchError, NotFoundError, TransientError
 from geobatch.models import build_model
 from geobatch.models.bundle import (
@@ -159,6 +160,7 @@ def _run_workers(plan: WorkerPlan, run: str) -> tuple[Progress, Any]:
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=job.training.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             worker_runtime_env={"env_vars": _WORKER_ENVIRONMENT},
         ),
     )
@@ -203,5 +205,6 @@ def _provenance(job: TrainJob, surveys: Sequence[LabelledSurvey], run: str) -> d
         "run": run,
         "job": job.model_dump(mode="json"),
         "surveys": [{"url": survey.url, "identity": survey.info["identity"]} for survey in surveys],
-        "versions": {name: version(name) for name in ("geobatch", "ray", "torch", "numpy")},
+        "versions": {"geobatch": __version__}
+        | {name: importlib.metadata.version(name) for name in ("ray", "torch", "numpy")},
     }
