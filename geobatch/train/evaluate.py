@@ -32,7 +32,7 @@ def evaluate(scored_url: str, labels_url: str, variable: str = "class_map") -> d
     Raises:
         MismatchError: other classes, or no cell in common.
     """
-    scored, truth = open_survey(scored_url)[variable], open_survey(labels_url)[variable]
+    scored, truth = _volume(scored_url, variable), _volume(labels_url, variable)
     names = [entry["name"] for entry in class_names(truth, labels_url)]
     given = [entry["name"] for entry in class_names(scored, scored_url)]
     if names != given:
@@ -42,7 +42,7 @@ def evaluate(scored_url: str, labels_url: str, variable: str = "class_map") -> d
             measured=", ".join(given),
             limit=", ".join(names),
         )
-    scored, truth = _common(scored.transpose(*VOLUME_AXES), truth.transpose(*VOLUME_AXES), scored_url)
+    scored, truth = _common(scored, truth, scored_url)
     counts: Counts = np.zeros((len(names), len(names)), np.int64)
     bounds = tuple(slice(0, size) for size in truth.shape)
     for block in spread_tiles(bounds, (_BLOCK_CELLS,) * 3, _ALL):  # type: ignore[arg-type]
@@ -51,6 +51,15 @@ def evaluate(scored_url: str, labels_url: str, variable: str = "class_map") -> d
     if "fault" in names:
         result["fault_f1"] = result["classes"]["fault"]["f1"]
     return result
+
+
+def _volume(url: str, variable: str) -> xr.DataArray:
+    dataset = open_survey(url)
+    if variable not in dataset:
+        raise MismatchError(
+            f"no {variable} to evaluate", where=url, measured=", ".join(map(str, dataset.data_vars)), limit=variable
+        )
+    return dataset[variable].transpose(*VOLUME_AXES)
 
 
 def _common(scored: xr.DataArray, truth: xr.DataArray, where: str) -> tuple[xr.DataArray, xr.DataArray]:
