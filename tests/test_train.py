@@ -18,7 +18,7 @@ from geobatch.storage import open_storage
 from geobatch.train.spec import TrainJob
 from geobatch.train.train import train
 
-EPOCHS = 12
+EPOCHS = 8
 # Ray's own modules use what Ray itself has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::UserWarning:ray")
 
@@ -41,7 +41,7 @@ def tiny_job(data: dict[str, str], output: str, **changes: Any) -> TrainJob:
         "validation": {"fraction": 0.2, "guard": 2},
         "preprocess": [{"step": "clip"}, {"step": "scale"}],
         "model": {"channels": 2, "levels": 2},
-        "training": {"patch": [16, 16, 16], "steps_per_epoch": 4, "epochs": EPOCHS, "seed": 3},
+        "training": {"patch": [16, 16, 16], "steps_per_epoch": 2, "epochs": EPOCHS, "seed": 3},
         "resources": {"workers": 2, "threads": 1, "cache_mib": 0},
     }
     return TrainJob.model_validate(values | changes)
