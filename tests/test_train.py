@@ -94,9 +94,7 @@ def test_a_killed_worker_costs_time_and_not_a_bit_of_the_weights(
     assert time.monotonic() - started < 5, "a finished job is not trained again"
 
 
-def test_a_job_whose_surveys_do_not_exist_or_fit_is_refused_before_workers_start(
-    s3: str, data: dict[str, str]
-) -> None:
+def test_a_job_whose_surveys_do_not_exist_or_fit_is_refused_before_workers_start(s3: str, data: dict[str, str]) -> None:
     with pytest.raises(NotFoundError):
         train(tiny_job({**data, "survey": f"{s3}/nothing"}, f"{s3}/out"))
     write_labels(SyntheticSurvey((36, 32, 31), seed=8), f"{s3}/labels", (16, 16, 16), (32, 32, 32))

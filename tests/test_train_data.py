@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -213,7 +214,7 @@ def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
     rates = [learning_rate(training, step) for step in range(100)]
     assert rates[9] == 1.0 and rates[0] == pytest.approx(0.1)
     assert rates[55] == pytest.approx(0.5)
-    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False)) and rates[-1] < 0.001
+    assert all(a >= b for a, b in pairwise(rates[9:])) and rates[-1] < 0.001
 
 
 def test_prefetched_items_arrive_in_order_and_an_error_where_it_happened() -> None:

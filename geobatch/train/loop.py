@@ -87,7 +87,7 @@ def train_worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(job.resources.threads)
     torch.manual_seed(job.training.seed)
     worker = _start_worker(plan)
-    network = build_model(plan.network).to(worker.device)
+    network = build_model(plan.network).to(device=worker.device, memory_format=torch.channels_last_3d)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=job.training.learning_rate, weight_decay=job.training.weight_decay
     )
@@ -199,7 +199,7 @@ def _train_epoch(
 
 
 def _on_device(worker: _Worker, amplitude: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    # 40 % faster than contiguous volumes for pure convolutions on a CPU, and what tensor cores read on a GPU.
+    # Weights and volumes in this order are 40 % faster on a CPU, if the batch is 2 or more, and suit tensor cores.
     x_BCIXS = amplitude.to(worker.device).contiguous(memory_format=torch.channels_last_3d)
     return x_BCIXS, labels.to(worker.device)
 
