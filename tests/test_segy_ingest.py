@@ -15,6 +15,7 @@ from segy_files import amplitudes, write_segy
 from geobatch.errors import FormatError, GeometryError, NotFoundError, UsageError
 from geobatch.formats import find_ingest, ingest
 from geobatch.formats.segy_survey import clip_grid
+from geobatch.inspect import LEVELS, inspect_survey
 from geobatch.storage import open_storage
 from geobatch.survey import open_survey, survey_info
 
@@ -84,7 +85,8 @@ def test_ray_and_bucket_give_the_same_survey_as_one_process(
 ) -> None:
     import ray
 
-    path = write_segy(tmp_path / "a.sgy", amplitudes((9, 11, 37)))
+    values = amplitudes((9, 11, 37))
+    path = write_segy(tmp_path / "a.sgy", values)
     open_storage(s3).put("raw/a.sgy", path.read_bytes())
     monkeypatch.setattr("geobatch.formats.segy_ingest.SLAB_BYTES", 5000)
     seen = []
@@ -92,6 +94,8 @@ def test_ray_and_bucket_give_the_same_survey_as_one_process(
     assert_equals_file(open_survey(f"{s3}/survey"), path)
     # 388 bytes a trace: 12 in a slab, 99 in all.
     assert [step for step in seen if step[1] == step[2]] == [("scan", 9, 9), ("write", 6, 6)]
+    found = inspect_survey(f"{s3}/survey")["distribution"]["percentiles"]
+    np.testing.assert_allclose(list(found.values()), np.percentile(values.astype(float), LEVELS))
     with monkeypatch.context() as patch:
         patch.setattr(ray, "is_initialized", lambda: False)
         near = ingest(str(path), str(tmp_path / "survey"), **GRID)
