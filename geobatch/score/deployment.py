@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import traceback
 from collections.abc import Callable, Iterator
@@ -86,6 +87,7 @@ def deployed(
         output_url: Where shards go.
         resources: Replicas and what each reserves.
     """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
     options: dict[str, Any] = {"num_cpus": resources.cpus, "runtime_env": {"env_vars": worker_environment()}}
     if resources.gpus:

@@ -1,0 +1,48 @@
+"""The Ray cluster a job runs on."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from typing import Any
+
+OBJECT_STORE_BYTES = 256 * 2**20
+
+
+def connect(cpus: int | None = None) -> None:
+    """Join the cluster that `RAY_ADDRESS` names, or start one on this machine; nothing when already connected.
+
+    No voxel crosses Ray, so a local cluster gets a small object store.
+
+    Args:
+        cpus: CPUs a local cluster should offer at least; the machine's own count when that is more.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if not os.environ.get("RAY_ADDRESS"):
+        options |= {
+            "num_cpus": max(cpus or 1, os.cpu_count() or 1),
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "address": "local",
+        }
+    ray.init(**options)
+
+
+def disconnect() -> None:
+    """Leave the cluster; one that `connect` started ends with it."""
+    import ray
+
+    if ray.is_initialized():
+        with contextlib.suppress(Exception):
+            from ray import serve
+
+            if not os.environ.get("RAY_ADDRESS"):
+                serve.shutdown()
+        ray.shutdown()

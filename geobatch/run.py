@@ -1,0 +1,45 @@
+"""Any job, run from Python: `geobatch.run_job(load_job("jobs/score.yaml"))`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from geobatch.job import Job
+from geobatch.score.spec import ScoreJob
+
+
+def run_job(
+    job: Job, *, force: bool = False, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
+    """Run a job to its end and return its summary.
+
+    Args:
+        job: A job from `load_job` or `parse_job`.
+        force: Score data of another kind than the bundle's.
+        on_progress: Called with how much is done, and of how much.
+
+    Raises:
+        GeobatchError: see `geobatch.errors`.
+    """
+    if isinstance(job, ScoreJob):
+        from geobatch.score.run import score
+
+        return score(job, force=force, on_progress=lambda progress: on_progress(progress.done, progress.total))
+    from geobatch.train.train import train
+
+    return train(job, on_progress=on_progress)
+
+
+def forecast(job: Job) -> dict[str, Any]:
+    """What a scoring job would do: blocks, patch, redundancy, bytes and memory.
+
+    Raises:
+        UsageError: the job is no scoring job, or memory cannot fit.
+    """
+    from geobatch.errors import UsageError
+    from geobatch.score.run import forecast_score
+
+    if not isinstance(job, ScoreJob):
+        raise UsageError("only scoring jobs can be planned", measured=f"job: {job.job}", limit="job: score")
+    return forecast_score(job)
