@@ -33,19 +33,32 @@ def ingest(
     crs: Annotated[str | None, typer.Option(help="Coordinate reference system, such as EPSG:23031.")] = None,
     quantity: Annotated[str | None, typer.Option(help="amplitude or velocity; found in the headers if absent.")] = None,
     domain: Annotated[str | None, typer.Option(help="time or depth; found in the headers if absent.")] = None,
+    sample_interval: Annotated[float | None, typer.Option(help="Sample interval in the sample unit.")] = None,
+    sample_start: Annotated[float | None, typer.Option(help="First sample in the sample unit.")] = None,
+    sample_unit: Annotated[str | None, typer.Option(help="ms, m or ft; follows the domain if absent.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a survey that is there already.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a survey (sharded Zarr) from a raw file."""
     from geobatch import cluster
-    from geobatch.formats import ingest as run_ingest
+    from geobatch.formats import find_ingest
     from geobatch.formats.segy import SegyLayout
 
     layout = SegyLayout(inline=inline_byte, crossline=crossline_byte, cdp_x=x_byte, cdp_y=y_byte)
     cluster.connect()
     with _progress("ingest", "traces") as update:
-        summary = run_ingest(
-            src, dst, layout=layout, crs=crs, quantity=quantity, domain=domain, overwrite=overwrite, on_progress=update
+        summary = find_ingest(src)(
+            src,
+            dst,
+            layout=layout,
+            crs=crs,
+            quantity=quantity,
+            domain=domain,
+            sample_interval=sample_interval,
+            sample_start=sample_start,
+            sample_unit=sample_unit,
+            overwrite=overwrite,
+            on_progress=update,
         )
     _print_result(summary, as_json)
 
@@ -93,12 +106,13 @@ def export(
     src: Source,
     dst: Annotated[str, typer.Argument(help="URL of the SEG-Y file to write.")],
     variable: Annotated[str | None, typer.Option(help="class_map, probability:NAME or the survey's volume.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a file that is there already.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a survey or a scored survey as SEG-Y with the headers of its source."""
     from geobatch.formats.segy_export import export_segy
 
-    _print_result(export_segy(src, dst, variable=variable), as_json)
+    _print_result(export_segy(src, dst, variable=variable, overwrite=overwrite), as_json)
 
 
 @app.command()

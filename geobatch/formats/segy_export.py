@@ -6,7 +6,7 @@ source headers + order → slabs of the output, first trace to last → samples 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ import numpy.typing as npt
 import xarray as xr
 
 from geobatch.errors import GeometryError, MismatchError, UsageError
-from geobatch.fanout import Progress
 from geobatch.formats.segy import (
     CODE_IEEE,
     DELAY,
@@ -89,7 +88,7 @@ def export_segy(
     variable: str | None = None,
     overwrite: bool = False,
     slab_bytes: int = SLAB_BYTES,
-    progress: Progress | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """A summary of the SEG-Y file written to `dst_url` from a survey, or from one that was scored.
 
@@ -105,7 +104,7 @@ def export_segy(
             volume or the class map.
         overwrite: Replace an existing file.
         slab_bytes: Memory for the samples of one slab of traces. A slab smaller than a row of chunks reads them anew.
-        progress: Called with phase, traces done and traces in all.
+        on_progress: Called with traces done and traces in all.
 
     Raises:
         UsageError: the file exists, or the variable does not.
@@ -139,8 +138,7 @@ def export_segy(
                 write(block)
                 invalid += invalid_samples
             written += len(part)
-            if progress is not None:
-                progress("export", written, len(traces))
+            on_progress(written, len(traces))
     return {
         "url": dst_url,
         "variable": title,
