@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import xarray as xr
 from segy_files import amplitudes, write_segy
 
 from geobatch.errors import FormatError, GeometryError, NotFoundError, UsageError
+from geobatch.fanout import in_order, open_fanout
 from geobatch.formats import find_ingest, ingest
 from geobatch.formats.segy_survey import clip_grid
 from geobatch.inspect import LEVELS, inspect_survey
@@ -107,8 +110,6 @@ def test_ray_and_bucket_give_the_same_survey_as_one_process(
 
 
 def test_error_in_a_task_comes_out_as_it_was_raised(ray_cluster: None, tmp_path: Path) -> None:
-    from geobatch.fanout import open_fanout
-
     def refuse(item: int) -> None:
         raise GeometryError("no grid", remedy="such as this")
 
@@ -116,6 +117,18 @@ def test_error_in_a_task_comes_out_as_it_was_raised(ray_cluster: None, tmp_path:
         list(fanout(refuse, [1, 2, 3], 2**20))
     with open_fanout(small=True) as fanout, pytest.raises(UsageError, match="more memory than any node"):
         list(fanout(refuse, [1], 2**60))
+
+
+def test_killed_worker_loses_no_item(ray_cluster: None, tmp_path: Path) -> None:
+    def double(item: int) -> int:
+        marker = tmp_path / "killed"
+        if item == 2 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 2 * item
+
+    with open_fanout(small=True) as fanout:
+        assert in_order(fanout, double, [1, 2, 3], task_bytes=2**20) == [2, 4, 6]
 
 
 def contents(url: str) -> dict[str, str]:
