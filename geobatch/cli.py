@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,14 +41,13 @@ def ingest(
     as_json: AsJson = False,
 ) -> None:
     """Make a survey (sharded Zarr) from a raw file."""
-    from geobatch import cluster
     from geobatch.formats import find_ingest
     from geobatch.formats.segy import SegyLayout
 
     layout = SegyLayout(inline=inline_byte, crossline=crossline_byte, cdp_x=x_byte, cdp_y=y_byte)
-    cluster.connect()
+    run_ingest = find_ingest(src)
     with _progress("ingest", "traces") as update:
-        summary = find_ingest(src)(
+        summary = run_ingest(
             src,
             dst,
             layout=layout,
@@ -120,11 +120,15 @@ def report(
     output: Annotated[str, typer.Argument(help="URL of a scored survey.")],
     to: Annotated[str | None, typer.Option(help="Where the HTML file goes; beside the output by default.")] = None,
     labels: Annotated[str | None, typer.Option(help="URL of true labels to compare with.")] = None,
+    inline: Annotated[int | None, typer.Option(help="Inline number to show; the middle one by default.")] = None,
+    crossline: Annotated[int | None, typer.Option(help="Crossline number to show.")] = None,
+    sample: Annotated[float | None, typer.Option(help="Time or depth of the slice to show.")] = None,
 ) -> None:
     """Write one self-contained HTML page about a scored survey."""
-    from geobatch.report import write_report
+    from geobatch.report import SectionChoice, write_report
 
-    print(write_report(output, to, labels=labels))
+    choice = SectionChoice(inline=inline, crossline=crossline, sample=sample)
+    print(write_report(output, to, choice=choice, labels=labels))
 
 
 @app.command()
@@ -207,14 +211,17 @@ class _progress:  # noqa: N801
         self._bar = Progress(*columns, TimeElapsedColumn(), console=messages, disable=not messages.is_terminal)
         self._last_line = 0.0
 
-    def __enter__(self) -> Callable[[int, int], None]:
+    def __enter__(self) -> Callable[[int, int, str], None]:
         self._bar.start()
         task = self._bar.add_task(self._title, total=None)
+        told = ""
 
-        def update(done: int, total: int) -> None:
-            import time
-
+        def update(done: int, total: int, news: str = "") -> None:
+            nonlocal told
             self._bar.update(task, completed=done, total=total)
+            if news != told:
+                told = news
+                messages.print(news)
             due = time.monotonic() - self._last_line > 5 or done == total
             if not messages.is_terminal and due:
                 self._last_line = time.monotonic()

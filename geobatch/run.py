@@ -10,14 +10,14 @@ from geobatch.score.spec import ScoreJob
 
 
 def run_job(
-    job: Job, *, force: bool = False, on_progress: Callable[[int, int], None] = lambda done, total: None
+    job: Job, *, force: bool = False, on_progress: Callable[[int, int, str], None] = lambda done, total, news: None
 ) -> dict[str, Any]:
     """Run a job to its end and return its summary.
 
     Args:
         job: A job from `load_job` or `parse_job`.
         force: Score data of another kind than the bundle's.
-        on_progress: Called with how much is done, and of how much.
+        on_progress: Called with how much is done, of how much, and a line of news or an empty string.
 
     Raises:
         GeobatchError: see `geobatch.errors`.
@@ -25,10 +25,13 @@ def run_job(
     if isinstance(job, ScoreJob):
         from geobatch.score.run import score
 
-        return score(job, force=force, on_progress=lambda progress: on_progress(progress.done, progress.total))
+        return score(job, force=force, on_progress=lambda progress: on_progress(progress.done, progress.total, ""))
+    from geobatch.models.bundle import load_bundle
     from geobatch.train.train import train
 
-    return train(job, on_progress=on_progress)
+    bundle = load_bundle(train(job, on_progress)).spec
+    figures = {key: value for key, value in bundle.metrics.items() if key != "history"}
+    return {"bundle": job.output, "hash": bundle.hash, "halo": bundle.reach.halo, **figures}
 
 
 def forecast(job: Job) -> dict[str, Any]:

@@ -334,7 +334,7 @@ class S3Storage(Storage):
         self._retried(lambda: _s3_client().put_object(Bucket=self.bucket, Key=self._key(key), Body=data), key)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """One PUT with `If-None-Match: *`; after a refusal the object is read back, since an earlier try may be ours."""
+        """One PUT with `If-None-Match: *`; after a refusal the object is read back, which may be ours."""
 
         def write() -> bool:
             try:

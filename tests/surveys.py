@@ -37,10 +37,11 @@ STEPS = [
 
 
 def random_volume(shape: tuple[int, int, int], seed: int = 0, dead: float = 0.05) -> npt.NDArray[np.float32]:
-    """Normal amplitudes with missing traces (NaN)."""
+    """Normal amplitudes with missing traces (NaN), single ones and a hole too wide to fill."""
     generator = np.random.default_rng(seed)
     volume = generator.normal(5, 300, shape).astype(np.float32)
     volume[generator.random(shape[:2]) < dead] = np.nan
+    volume[shape[0] // 3 : shape[0] // 2, shape[1] // 3 : shape[1] // 2 + 3] = np.nan
     return volume
 
 

@@ -21,7 +21,9 @@ REACH = measure_reach(NETWORK, 1, STRIDE)
 NO_REACH = ((0, 0),) * 3
 
 
-def scored(values: npt.NDArray[np.floating], grid: Grid, dtype: torch.dtype, batch: int = 1) -> npt.NDArray[np.floating]:
+def scored(
+    values: npt.NDArray[np.floating], grid: Grid, dtype: torch.dtype, batch: int = 1
+) -> npt.NDArray[np.floating]:
     """Logits of the whole survey, block by block."""
     predictor = Predictor(strong_network(levels=LEVELS), len(CLASSES), batch=batch, dtype=dtype)
     logits = np.full((len(CLASSES), *values.shape), np.nan)

@@ -171,9 +171,7 @@ def test_changed_settings_are_refused_by_name(place: str, ray_cluster: None) -> 
 
 
 def test_wrong_quantity_and_axis_are_refused_with_the_reason(place: str) -> None:
-    write_survey(
-        join_url(place, "survey"), random_volume(SHAPE), quantity="velocity", domain="depth", sample_unit="m"
-    )
+    write_survey(join_url(place, "survey"), random_volume(SHAPE), quantity="velocity", domain="depth", sample_unit="m")
     with pytest.raises(MismatchError, match=r"found velocity in depth \(m\); expected amplitude in time \(ms\)"):
         run_job(parse_job(job_at(place)))
     assert not list(open_storage(join_url(place, "scored")).list()), "nothing was written"
@@ -206,7 +204,7 @@ def test_killed_replicas_cost_time_only(place: str) -> None:
     run_job(parse_job(job_at(place, output=join_url(place, "undisturbed"))))
     killed: list[int] = []
 
-    def kill(done: int, total: int) -> None:
+    def kill(done: int, total: int, news: str) -> None:
         if done in (2, 5):
             workers = [p for p in psutil.process_iter(["name", "cmdline"]) if _is_replica(p)]
             for process in workers[:1]:
@@ -267,7 +265,7 @@ def _wait_for_shards(output: str, driver: subprocess.Popen[bytes], count: int) -
 
 
 def _wait_until_gone(processes: list[psutil.Process]) -> None:
-    gone, alive = psutil.wait_procs(processes, timeout=60)
+    _, alive = psutil.wait_procs(processes, timeout=60)
     assert not alive, f"left behind: {alive}"
 
 

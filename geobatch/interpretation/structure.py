@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ Samples = NDArray[np.float64]
 
 _WAVE, _AZIMUTH, _FAULT = 11, 12, 13
 _LABEL_HALF_WIDTH = 1.5
-_LABEL_LEAST_THROW = 2.0
+_LABEL_LEAST_THROW = 3.0
 _DEPTH_CELL = 128
 _DIPS_DEG = (55.0, 82.0)
 _CURVATURES = (-0.0005, 0.0015)
@@ -70,14 +71,14 @@ class Folds:
             azimuth = float(between(0.0, 2 * math.pi, self.seed, _WAVE, wave, 2))
             phase = float(between(0.0, 2 * math.pi, self.seed, _WAVE, wave, 3))
             wavenumber = 2 * math.pi / wavelength
-            # sin(u + v) from one-dimensional tables: exact to the bit for any cut, which vectorised sines do not promise.
+            # sin(u + v) from tables per axis: exact to the bit for any cut, which vectorised sines do not promise.
             sin_u, cos_u = _sin_cos(inlines * (wavenumber * math.cos(azimuth)) + phase)
             sin_v, cos_v = _sin_cos(crosslines * (wavenumber * math.sin(azimuth)))
             total += slope / wavenumber * (sin_u[:, None] * cos_v + cos_u[:, None] * sin_v)
         return total
 
 
-def _sin_cos(angles: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _sin_cos(angles: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return np.array([math.sin(a) for a in angles]), np.array([math.cos(a) for a in angles])
 
 
@@ -160,7 +161,7 @@ class FaultNetwork:
 
     seed: int
     spacing: int = 64
-    largest_throw: float = 18.0
+    largest_throw: float = 20.0
 
     def undo(
         self, inlines: NDArray[np.int64], crosslines: NDArray[np.int64], samples: NDArray[np.int64]
@@ -208,7 +209,7 @@ def _fault_in_cell(network: FaultNetwork, cell: tuple[int, ...]) -> Fault | None
     azimuth = float(between(0.0, 2 * math.pi, network.seed, _AZIMUTH)) + draw(-0.5, 0.5, 1)
     if draw(0.0, 1.0, 2) < 0.4:
         azimuth += math.pi
-    throw = draw(0.3, 1.0, 3) * network.largest_throw
+    throw = draw(0.5, 1.0, 3) * network.largest_throw
     return Fault(
         centre=(
             (cell[0] + draw(0.0, 1.0, 4)) * network.spacing,

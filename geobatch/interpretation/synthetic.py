@@ -33,8 +33,8 @@ Levels = NDArray[np.float64]
 _LAYER_BOUNDARY, _LAYER, _UNIT_BOUNDARY, _UNIT_ORDER, _CHAOS, _NOISE = range(1, 7)
 _ORDERS: Final = np.array([[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]])
 # Contrast of the layers and of the chaotic texture, per facies.
-_LAYER_CONTRAST: Final = np.array([1.0, 0.25, 0.4])
-_CHAOS_CONTRAST: Final = np.array([0.0, 0.0, 1.0])
+_LAYER_CONTRAST: Final = np.array([1.0, 0.4, 0.6])
+_CHAOS_CONTRAST: Final = np.array([0.0, 0.0, 0.8])
 _RMS_AMPLITUDE: Final = 1000.0
 
 
@@ -64,10 +64,10 @@ class SyntheticSurvey:
     peak_frequency_hz: float = 30.0
     layer_thickness: float = 6.0
     unit_thickness: float = 36.0
-    noise: float = 0.2
+    noise: float = 0.1
     folds: float = 1.0
     fault_spacing: int = 64
-    largest_throw: float = 18.0
+    largest_throw: float = 20.0
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or min(self.shape) < 1:
@@ -118,7 +118,8 @@ class SyntheticSurvey:
     def _facies(self, level: Levels) -> NDArray[np.uint8]:
         cell, weight = _cells(level, self.unit_thickness, self.seed, _UNIT_BOUNDARY)
         units = np.arange(cell.min() - 1, cell.max() + 1)
-        return self._unit_facies(units)[cell - units[0] - (weight < 0.5)].astype(np.uint8)
+        facies: NDArray[np.uint8] = self._unit_facies(units).astype(np.uint8)[cell - units[0] - (weight < 0.5)]
+        return facies
 
     def _unit_facies(self, units: Indices) -> Indices:
         # Units come in threes, each three a permutation: no survey of a few units lacks a facies.
@@ -141,7 +142,9 @@ class SyntheticSurvey:
         # One interface per layer; alternating impedances of magnitude 0.5 to 1.5 differ by 2 on average.
         unit_rms = np.float32(math.sqrt(self.layer_thickness) / 2)
         noise = normal(self.seed, _NOISE, inlines[:, None, None], crosslines[None, :, None], samples[None, None, :-1])
-        return np.diff(impedance, axis=2) * unit_rms + np.float32(self.noise) * noise
+        reflectivity: NDArray[np.float32] = np.diff(impedance, axis=2) * unit_rms
+        reflectivity += np.float32(self.noise) * noise
+        return reflectivity
 
     def _impedance(self, inlines: Indices, crosslines: Indices, level: Levels) -> NDArray[np.float32]:
         cell, weight = _cells(level, self.unit_thickness, self.seed, _UNIT_BOUNDARY)
@@ -169,7 +172,8 @@ class SyntheticSurvey:
         times_s = 1e-3 * self.sample_interval_ms * (np.arange(-half, half) + 0.5)
         phase = (math.pi * self.peak_frequency_hz * times_s) ** 2
         wavelet = (1 - 2 * phase) * np.exp(-phase)
-        return (wavelet * (_RMS_AMPLITUDE / np.sqrt((wavelet**2).sum()))).astype(np.float32)
+        scaled: NDArray[np.float32] = (wavelet * (_RMS_AMPLITUDE / np.sqrt((wavelet**2).sum()))).astype(np.float32)
+        return scaled
 
 
 def _cells(level: Levels, thickness: float, seed: int, stream: int) -> tuple[Indices, NDArray[np.float32]]:

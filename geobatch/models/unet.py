@@ -37,8 +37,7 @@ class UNet(nn.Module):
         )
         self.pool = nn.MaxPool3d(2, ceil_mode=True)
         self.upsamplers = nn.ModuleList(
-            nn.ConvTranspose3d(coarse, fine, kernel_size=2, stride=2)
-            for fine, coarse in pairwise(widths)
+            nn.ConvTranspose3d(coarse, fine, kernel_size=2, stride=2) for fine, coarse in pairwise(widths)
         )
         self.decoders = nn.ModuleList(_double_convolution(2 * width, width) for width in widths[:-1])
         self.head = nn.Conv3d(channels, classes, kernel_size=1)

@@ -1,4 +1,4 @@
-"""Is this the data the bundle was trained on? (C8)"""
+"""Whether a survey is the data that a bundle was trained on (C8)."""
 
 from __future__ import annotations
 
@@ -91,5 +91,3 @@ def _distribution_warning(found: Sequence[float], trained: Sequence[float]) -> l
         f"prepared values are far from those of training: {QUANTILES[worst]:.0%} quantile {found[worst]:.3g}, "
         f"in training {trained[worst]:.3g} (shift {shifts[worst]:.2f} of the 1–99 % range, limit {SHIFT_LIMIT})"
     ]
-
-

@@ -135,8 +135,9 @@ def forecast_score(job: ScoreJob) -> dict[str, Any]:
 def make_plan(
     job: ScoreJob, bundle: Bundle, dataset: xr.Dataset, *, force: bool = False, warnings: list[str] | None = None
 ) -> tuple[ScorePlan, bool]:
-    """The plan of a job, and whether it was stored by an earlier run, whose fitted statistics, patch, batch and
-    threads are then kept.
+    """The plan of a job, and whether an earlier run stored it.
+
+    A stored plan's fitted statistics are kept, and its patch, batch and threads unless the job names others.
 
     Raises:
         MismatchError: what decides voxels differs from the stored plan, or the data are not what the bundle needs.
@@ -182,8 +183,8 @@ def _draw_plan(
     batch = job.batch or (stored.batch if stored else 1)
     threads = stored.threads if stored else job.resources.threads
     bytes_per_cell = activation_bytes_per_cell(bundle.network(), spec.in_channels, stride)
-    limit = int(job.resources.memory_gib * 2**30) if job.resources.memory_gib else free_memory_bytes(
-        job.resources.replicas
+    limit = (
+        int(job.resources.memory_gib * 2**30) if job.resources.memory_gib else free_memory_bytes(job.resources.replicas)
     )
     output_bytes = _output_bytes(job, bundle)
     patch = job.patch or (stored.grid.patch if stored else None)
@@ -236,7 +237,9 @@ def region_cells(cropped: xr.DataArray, job: ScoreJob) -> Region:
     for axis in VOLUME_AXES:
         ends = getattr(job.region, axis)
         numbers = np.asarray(cropped[axis].values, dtype=np.float64)
-        inside = np.arange(numbers.size) if ends is None else np.flatnonzero((numbers >= ends[0]) & (numbers <= ends[1]))
+        inside = (
+            np.arange(numbers.size) if ends is None else np.flatnonzero((numbers >= ends[0]) & (numbers <= ends[1]))
+        )
         if inside.size == 0:
             raise UsageError(
                 f"region holds no {axis} of the survey",

@@ -174,4 +174,6 @@ def class_attributes(classes: tuple[ClassInfo, ...]) -> dict[str, Any]:
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {prefix: value}
-    return {key: item for name, part in value.items() for key, item in _flat(part, f"{prefix}.{name}".strip(".")).items()}
+    return {
+        key: item for name, part in value.items() for key, item in _flat(part, f"{prefix}.{name}".strip(".")).items()
+    }

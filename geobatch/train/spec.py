@@ -68,7 +68,7 @@ class Training(_Frozen):
 
     Attributes:
         patch: cells along inline, crossline and sample; clipped to the surveys.
-        batch: patches per worker and step.
+        batch: patches per worker and step; on a CPU 1 takes a slow path of PyTorch, twice the time per patch.
         steps_per_epoch: optimiser steps between two validations and checkpoints.
         epochs: how many of those.
         learning_rate: the highest one; it warms up over the first tenth and then follows a cosine to zero.
@@ -81,7 +81,7 @@ class Training(_Frozen):
     """
 
     patch: tuple[int, int, int] = (64, 64, 64)
-    batch: int = Field(default=1, ge=1)
+    batch: int = Field(default=2, ge=1)
     steps_per_epoch: int = Field(default=100, ge=1)
     epochs: int = Field(default=10, ge=1)
     learning_rate: float = Field(default=5e-3, gt=0, le=1)

@@ -1,0 +1,381 @@
+"""Training patches straight from surveys and label surveys, on disk or in a bucket.
+
+A patch is a function of (seed, step, worker, item), not of a stream: a run resumed at any step sees the patches it
+would have seen.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from geobatch.errors import DataError, MismatchError, UsageError
+from geobatch.preprocess import Chain, prepare, read_region
+from geobatch.survey import (
+    INVALID_CLASS,
+    VOLUME_AXES,
+    open_survey,
+    require_complete,
+    survey_info,
+    valid_volume,
+)
+from geobatch.train.spec import Augmentation, TrainingData, Validation
+
+T = TypeVar("T")
+Region = tuple[slice, slice, slice]
+Patch = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
+Size3 = tuple[int, int, int]
+
+_TRIES = 8
+_CELL_BYTES = 5
+
+
+@dataclass(frozen=True)
+class LabelledSurvey:
+    """A survey with labels on the same grid, both lazily opened.
+
+    Attributes:
+        url: of the survey, for messages.
+        volume: (inline, crossline, sample) float32, with `live_mask`.
+        labels: class indices on the same grid, uint8.
+        classes: name and colour per class index.
+        info: the survey's own description.
+        label_identity: what identifies the labels' voxels.
+    """
+
+    url: str
+    volume: xr.DataArray
+    labels: xr.DataArray
+    classes: tuple[dict[str, str], ...]
+    info: dict[str, Any]
+    label_identity: str
+
+
+def open_labelled(data: TrainingData) -> LabelledSurvey:
+    """Return a survey with its labels.
+
+    Raises:
+        NotFoundError: one of the two is not there.
+        MismatchError: they are not on the same grid, or the labels name no classes.
+        DataError: one of them is not complete.
+    """
+    survey, labels = open_survey(data.survey), open_survey(data.labels)
+    require_complete(survey, data.survey)
+    require_complete(labels, data.labels)
+    volume = valid_volume(survey, data.survey)
+    if data.variable not in labels:
+        raise MismatchError(
+            "labels hold no such variable",
+            where=data.labels,
+            measured=", ".join(map(str, labels.data_vars)),
+            limit=data.variable,
+        )
+    classes = labels[data.variable].transpose(*VOLUME_AXES)
+    for axis in VOLUME_AXES:
+        if not np.array_equal(volume[axis].values, classes[axis].values):
+            raise MismatchError(
+                f"survey and labels differ along {axis}",
+                where=data.labels,
+                measured=_extent(classes[axis].values),
+                limit=f"{_extent(volume[axis].values)} as in {data.survey}",
+            )
+    return LabelledSurvey(
+        url=data.survey,
+        volume=volume,
+        labels=classes,
+        classes=class_names(classes, data.labels),
+        info=survey_info(survey, data.survey),
+        label_identity=str(survey_info(labels, data.labels).get("identity")),
+    )
+
+
+def class_names(labels: xr.DataArray, where: str = "") -> tuple[dict[str, str], ...]:
+    """Return name and colour per class from the attributes `flag_values`, `flag_meanings` and `flag_colors`.
+
+    Raises:
+        MismatchError: they are missing, or the values are not 0, 1, 2 and so on.
+    """
+    values = np.atleast_1d(labels.attrs.get("flag_values", [])).tolist()
+    names = _words(labels.attrs.get("flag_meanings", ""))
+    colors = _words(labels.attrs.get("flag_colors", "")) or ["#808080"] * len(names)
+    if not names or values != list(range(len(names))) or len(colors) != len(names):
+        raise MismatchError(
+            "labels do not name their classes",
+            where=where,
+            measured=f"flag_values {values}, flag_meanings {names}",
+            limit="flag_values 0, 1, 2, ... with one name and one colour each",
+        )
+    return tuple({"name": name, "color": color} for name, color in zip(names, colors, strict=True))
+
+
+@dataclass
+class PatchReader:
+    """Reads prepared patches of one labelled survey.
+
+    Attributes:
+        volume: the cropped survey.
+        labels: the cropped labels.
+        classes: number of classes.
+        chain: fitted.
+        train: regions of training lie inside it; validation is in `validation`, None without.
+        validation: held out, no inline of it shared with `train`.
+        cached: the whole survey prepared, or None: each patch is then read from storage.
+    """
+
+    volume: xr.DataArray
+    labels: xr.DataArray
+    classes: int
+    chain: Chain
+    train: Region
+    validation: Region | None
+    cached: Patch | None = None
+
+    @classmethod
+    def split(cls, survey: LabelledSurvey, chain: Chain, validation: Validation) -> PatchReader:
+        """Return a reader whose validation is the last inlines, with a guard before them.
+
+        Raises:
+            UsageError: no inline is left for training.
+        """
+        volume, labels = chain.crop(survey.volume), chain.crop(survey.labels)
+        inlines, crosslines, samples = volume.shape
+        held_out = round(validation.fraction * inlines)
+        last = inlines - held_out - (validation.guard if held_out else 0)
+        if last < 1:
+            raise UsageError(
+                "validation leaves no inline for training",
+                where=survey.url,
+                measured=f"{held_out} held out and {validation.guard} of guard",
+                limit=f"less than {inlines} inlines",
+                remedy="Lower validation.fraction or validation.guard.",
+            )
+        section = (slice(0, crosslines), slice(0, samples))
+        band = (slice(inlines - held_out, inlines), *section) if held_out else None
+        return cls(volume, labels, len(survey.classes), chain, (slice(0, last), *section), band)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that `cache` takes."""
+        return self.volume.size * _CELL_BYTES
+
+    def cache(self) -> None:
+        """Prepare the whole survey and keep it in memory, slab by slab."""
+        inlines, crosslines, samples = self.volume.shape
+        amplitude, labels = np.empty(self.volume.shape, np.float32), np.empty(self.volume.shape, np.uint8)
+        for start in range(0, inlines, 64):
+            slab = slice(start, min(start + 64, inlines))
+            amplitude[slab], labels[slab] = self._read_stored((slab, slice(0, crosslines), slice(0, samples)))
+        self.cached = (amplitude, labels)
+
+    def read(self, region: Region) -> Patch:
+        """Return prepared amplitude (NaN as 0) and labels of a region; invalid cells are labelled 255.
+
+        Args:
+            region: in indices of the cropped survey.
+
+        Raises:
+            DataError: a label is neither a class nor 255.
+        """
+        if self.cached is not None:
+            return self.cached[0][region], self.cached[1][region]
+        return self._read_stored(region)
+
+    def read_labels(self, region: Region) -> npt.NDArray[np.uint8]:
+        """Return the labels alone, whatever the amplitudes are."""
+        if self.cached is not None:
+            return self.cached[1][region]
+        return self._labels(region)
+
+    def _read_stored(self, region: Region) -> Patch:
+        amplitude = prepare(read_region(self.volume, self.chain, region), self.chain)
+        invalid = np.isnan(amplitude)
+        labels = self._labels(region)
+        return np.where(invalid, np.float32(0), amplitude), np.where(invalid, np.uint8(INVALID_CLASS), labels)
+
+    def _labels(self, region: Region) -> npt.NDArray[np.uint8]:
+        labels = self.labels[region].values.astype(np.uint8)
+        beyond = (labels >= self.classes) & (labels != INVALID_CLASS)
+        if beyond.any():
+            raise DataError(
+                "a label is no class",
+                where=f"{self.labels.name}, inline {self.labels['inline'].values[region[0]][0]} and on",
+                measured=int(labels[beyond].max()),
+                limit=f"0 to {self.classes - 1}, or {INVALID_CLASS} for unlabelled",
+            )
+        return labels
+
+
+def cache_within(readers: Sequence[PatchReader], limit_bytes: int) -> None:
+    """Keep surveys in memory, in order, as long as they fit the limit together."""
+    left = limit_bytes
+    for reader in readers:
+        if reader.cache_bytes > left:
+            return
+        left -= reader.cache_bytes
+        reader.cache()
+
+
+def patch_size(readers: Sequence[PatchReader], patch: Size3) -> Size3:
+    """Return the patch clipped to what every survey offers for training."""
+    extents = [[axis.stop - axis.start for axis in reader.train] for reader in readers]
+    inline, crossline, sample = (
+        min(cells, *sizes) for cells, sizes in zip(patch, zip(*extents, strict=True), strict=True)
+    )
+    return inline, crossline, sample
+
+
+def draw_patch(
+    readers: Sequence[PatchReader],
+    patch: Size3,
+    augment: Augmentation,
+    key: Sequence[int],
+    *,
+    balance: bool = False,
+) -> Patch:
+    """Return one augmented training patch, decided by `key` alone.
+
+    Args:
+        readers: surveys are drawn in proportion to their size.
+        patch: cells per axis, no more than `patch_size` allows.
+        augment: what may be changed.
+        key: seed, step, worker, item.
+        balance: draw a class first, then look a few times for a patch that holds it.
+    """
+    random = np.random.Generator(np.random.Philox(np.random.SeedSequence(list(key))))
+    volumes = np.array([np.prod([axis.stop - axis.start for axis in reader.train]) for reader in readers], float)
+    reader = readers[random.choice(len(readers), p=volumes / volumes.sum())]
+    region = _draw_region(reader.train, patch, random)
+    if balance:
+        wanted = random.integers(reader.classes)
+        for _ in range(_TRIES):
+            if (reader.read_labels(region) == wanted).any():
+                break
+            region = _draw_region(reader.train, patch, random)
+    return _augmented(*reader.read(region), augment, random)
+
+
+def validation_patches(readers: Sequence[PatchReader], patch: Size3, limit: int) -> list[tuple[int, Region]]:
+    """Return reader number and region of tiles of the validation bands, evenly thinned to about `limit`."""
+    bands = [(number, reader.validation) for number, reader in enumerate(readers) if reader.validation is not None]
+    each = -(-limit // max(len(bands), 1))
+    return [(number, tile) for number, band in bands for tile in spread_tiles(band, patch, each)]
+
+
+def class_counts(readers: Sequence[PatchReader], patch: Size3, tiles: int = 256) -> npt.NDArray[np.int64]:
+    """Return labelled voxels per class on tiles spread evenly over each survey's training ground."""
+    counts = np.zeros(readers[0].classes, np.int64)
+    for reader in readers:
+        for tile in spread_tiles(reader.train, patch, tiles):
+            labels = reader.read_labels(tile)
+            counts += np.bincount(labels[labels != INVALID_CLASS], minlength=reader.classes)
+    return counts
+
+
+def prepared_sample(reader: PatchReader, cells: int = 32, tiles: int = 64) -> npt.NDArray[np.float32]:
+    """Return valid prepared amplitudes of small tiles spread evenly over a survey's training ground."""
+    parts = []
+    for tile in spread_tiles(reader.train, (cells, cells, cells), tiles):
+        amplitude = prepare(read_region(reader.volume, reader.chain, tile), reader.chain)
+        parts.append(amplitude[np.isfinite(amplitude)])
+    return np.concatenate(parts)
+
+
+def spread_tiles(bounds: Region, patch: Size3, limit: int) -> list[Region]:
+    """Return at most `limit` tiles of a region, evenly spread in storage order, without listing all of them."""
+    grid = [-(-(axis.stop - axis.start) // cells) for axis, cells in zip(bounds, patch, strict=True)]
+    count = math.prod(grid)
+    chosen = np.unique(np.linspace(0, count - 1, min(limit, count)).round().astype(np.int64))
+    return [_tile(bounds, patch, index) for index in zip(*np.unravel_index(chosen, grid), strict=True)]
+
+
+def prefetch(items: Callable[[], Iterator[T]], depth: int = 2) -> Generator[T, None, None]:
+    """Yield what an iterator gives, made in a background thread up to `depth` items ahead.
+
+    Args:
+        items: makes the iterator; called in the thread, which ends when this generator is closed.
+        depth: items in memory, besides the one in use and the one being made.
+    """
+    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=depth)
+    closed = threading.Event()
+
+    def put(entry: tuple[bool, Any]) -> bool:
+        while not closed.is_set():
+            try:
+                ready.put(entry, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items():
+                if not put((True, item)):
+                    return
+            put((False, None))
+        except BaseException as error:  # Raised again where the items are used.
+            put((False, error))
+
+    thread = threading.Thread(target=work, name="geobatch-prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            more, item = ready.get()
+            if not more:
+                if item is not None:
+                    raise item
+                return
+            yield item
+    finally:
+        closed.set()
+        thread.join()
+
+
+def _draw_region(bounds: Region, patch: Size3, random: np.random.Generator) -> Region:
+    starts = [random.integers(axis.start, axis.stop - cells + 1) for axis, cells in zip(bounds, patch, strict=True)]
+    inline, crossline, sample = (slice(int(a), int(a) + cells) for a, cells in zip(starts, patch, strict=True))
+    return inline, crossline, sample
+
+
+def _tile(bounds: Region, patch: Size3, index: Sequence[Any]) -> Region:
+    starts = [axis.start + int(k) * cells for k, axis, cells in zip(index, bounds, patch, strict=True)]
+    inline, crossline, sample = (
+        slice(start, min(start + cells, axis.stop)) for start, cells, axis in zip(starts, patch, bounds, strict=True)
+    )
+    return inline, crossline, sample
+
+
+def _augmented(
+    amplitude: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.uint8],
+    augment: Augmentation,
+    random: np.random.Generator,
+) -> Patch:
+    if augment.flip:
+        for axis in (0, 1):
+            if random.random() < 0.5:
+                amplitude, labels = np.flip(amplitude, axis), np.flip(labels, axis)
+    if augment.swap and amplitude.shape[0] == amplitude.shape[1] and random.random() < 0.5:
+        amplitude, labels = amplitude.swapaxes(0, 1), labels.swapaxes(0, 1)
+    valid = amplitude != 0
+    changed = amplitude * np.float32(np.exp(augment.gain * random.standard_normal()))
+    if augment.noise:
+        deviation = np.float32(augment.noise * random.random() * amplitude.std())
+        changed += deviation * random.standard_normal(amplitude.shape, np.float32) * valid
+    return np.ascontiguousarray(changed), np.ascontiguousarray(labels)
+
+
+def _extent(values: npt.NDArray[Any]) -> str:
+    return f"{values.size} from {values[0]} to {values[-1]}" if values.size else "none"
+
+
+def _words(value: Any) -> list[str]:
+    return value.split() if isinstance(value, str) else [str(word) for word in value]

@@ -1,0 +1,77 @@
+"""Segmentation metrics from one confusion matrix, accumulated block by block.
+
+With n_ij voxels of true class i given class j and t_i = sum_j n_ij (Long et al. 2015, doi:10.1109/CVPR.2015.7298965):
+
+    pixel accuracy              sum_i n_ii / sum_i t_i
+    mean class accuracy         mean_i n_ii / t_i
+    intersection over union     n_ii / (t_i + sum_j n_ji - n_ii)
+    frequency-weighted IoU      sum_i t_i IoU_i / sum_i t_i
+
+and F1 = 2 n_ii / (t_i + sum_j n_ji) (van Rijsbergen 1979), also called the Dice coefficient.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Counts = npt.NDArray[np.int64]
+
+
+def confusion_matrix(truth: npt.NDArray[Any], predicted: npt.NDArray[Any], classes: int) -> Counts:
+    """Return voxel counts (true class, predicted class), int64.
+
+    Voxels that are no class in either array, such as the invalid 255, are left out.
+
+    Args:
+        truth: class indices, any shape.
+        predicted: class indices of the same shape.
+        classes: number of classes K.
+    """
+    true, given = truth.ravel(), predicted.ravel()
+    valid = (true < classes) & (given < classes)
+    pairs = true[valid].astype(np.intp) * classes + given[valid]
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes).astype(np.int64)
+
+
+def scores(counts: Counts, names: Sequence[str]) -> dict[str, Any]:
+    """Return the metrics of a confusion matrix, as plain numbers for JSON.
+
+    Args:
+        counts: voxel counts (true class, predicted class).
+        names: class names, one per row.
+
+    Returns:
+        `pixel_accuracy`, `mean_class_accuracy` (over classes present in the truth), `fwiou`, `voxels`, and `classes`:
+        per name `accuracy`, `precision`, `iou`, `f1` and `voxels`, None where undefined.
+    """
+    hit, true, given = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+    total = int(counts.sum())
+    accuracy, iou = _ratio(hit, true), _ratio(hit, true + given - hit)
+    per_class = {
+        "accuracy": accuracy,
+        "precision": _ratio(hit, given),
+        "iou": iou,
+        "f1": _ratio(2 * hit, true + given),
+    }
+    present = true > 0
+    return {
+        "pixel_accuracy": _number(hit.sum() / total) if total else None,
+        "mean_class_accuracy": _number(accuracy[present].mean()) if total else None,
+        "fwiou": _number((true * np.nan_to_num(iou)).sum() / total) if total else None,
+        "voxels": total,
+        "classes": {
+            name: {key: _number(values[k]) for key, values in per_class.items()} | {"voxels": int(true[k])}
+            for k, name in enumerate(names)
+        },
+    }
+
+
+def _ratio(part: Counts, whole: Counts) -> npt.NDArray[np.float64]:
+    ratio: npt.NDArray[np.float64] = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    return ratio
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 6)
