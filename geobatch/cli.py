@@ -34,6 +34,9 @@ def ingest(
     crs: Annotated[str | None, typer.Option(help="Coordinate reference system, such as EPSG:23031.")] = None,
     quantity: Annotated[str | None, typer.Option(help="amplitude or velocity; found in the headers if absent.")] = None,
     domain: Annotated[str | None, typer.Option(help="time or depth; found in the headers if absent.")] = None,
+    sample_interval: Annotated[float | None, typer.Option(help="Sample interval in the sample unit.")] = None,
+    sample_start: Annotated[float | None, typer.Option(help="First sample in the sample unit.")] = None,
+    sample_unit: Annotated[str | None, typer.Option(help="ms, m or ft; follows the domain if absent.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a survey that is there already.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -43,7 +46,7 @@ def ingest(
 
     layout = SegyLayout(inline=inline_byte, crossline=crossline_byte, cdp_x=x_byte, cdp_y=y_byte)
     run_ingest = find_ingest(src)
-    with _progress("ingest", "tasks") as update:
+    with _progress("ingest", "traces") as update:
         summary = run_ingest(
             src,
             dst,
@@ -51,8 +54,11 @@ def ingest(
             crs=crs,
             quantity=quantity,
             domain=domain,
+            sample_interval=sample_interval,
+            sample_start=sample_start,
+            sample_unit=sample_unit,
             overwrite=overwrite,
-            progress=lambda phase, done, total: update(done, total, phase),
+            on_progress=update,
         )
     _print_result(summary, as_json)
 

@@ -11,7 +11,6 @@ from geobatch.errors import GeobatchError, TransientError, UsageError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Progress = Callable[[str, int, int], None]
 TASKS_PER_CPU = 2
 
 
@@ -55,15 +54,13 @@ def in_order(
     items: Sequence[Item],
     *,
     task_bytes: int,
-    phase: str,
-    progress: Progress | None = None,
+    on_result: Callable[[Item], None] = lambda item: None,
 ) -> list[Result]:
-    """The results of `function` in the order of `items`; `progress(phase, done, total)` is called after each."""
+    """The results of `function` in the order of `items`; `on_result` hears of each item when it is done."""
     results: dict[int, Result] = {}
     for position, result in fanout(function, items, task_bytes):
         results[position] = result
-        if progress is not None:
-            progress(phase, len(results), len(items))
+        on_result(items[position])
     return [results[position] for position in range(len(items))]
 
 

@@ -45,7 +45,7 @@ def inspect_survey(url: str, *, layout: SegyLayout | None = None) -> dict[str, A
         return _inspect_segy(open_segy(url), layout or SegyLayout())
     dataset = open_survey(url)
     info = survey_info(dataset)
-    axes = {axis: dataset[axis].values for axis in VOLUME_AXES}
+    axes = {str(axis): dataset[axis].values for axis in dataset.dims if axis in dataset.coords}
     described: dict[str, Any] = {
         "url": url,
         "kind": info["kind"],

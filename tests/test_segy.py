@@ -256,6 +256,8 @@ def test_one_piece_of_evidence_is_a_doubt_and_an_option_settles_it(tmp_path: Pat
     assert settled.sample_interval == pytest.approx(1.524)
     with pytest.raises(UsageError, match="does not fit"):
         judge(file, table, domain="time", sample_unit="m")
+    with pytest.raises(UsageError, match=r"unknown quantity; found speed; expected amplitude or velocity"):
+        judge(file, table, quantity="speed")
 
 
 def test_close_runs_are_read_together_and_long_ones_are_split() -> None:

@@ -85,13 +85,13 @@ def test_export_that_fails_leaves_nothing_under_its_name(
     ingest(str(path), str(tmp_path / "survey"), **GRID)
     monkeypatch.setattr("geobatch.storage.PART_BYTES", 2000)
 
-    def stop(phase: str, done: int, total: int) -> None:
+    def stop(done: int, total: int) -> None:
         if done > total // 2:
             raise KeyboardInterrupt
 
     for target in (f"{s3}/b.sgy", str(tmp_path / "b.sgy")):
         with pytest.raises(KeyboardInterrupt):
-            export_segy(str(tmp_path / "survey"), target, slab_bytes=8000, progress=stop)
+            export_segy(str(tmp_path / "survey"), target, slab_bytes=8000, on_progress=stop)
     assert not open_storage(s3).exists("b.sgy")
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["a.sgy"]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,10 @@ import xarray as xr
 from segy_files import amplitudes, write_segy
 
 from geobatch.errors import FormatError, GeometryError, NotFoundError, UsageError
+from geobatch.fanout import in_order, open_fanout
 from geobatch.formats import find_ingest, ingest
 from geobatch.formats.segy_survey import clip_grid
+from geobatch.inspect import LEVELS, inspect_survey
 from geobatch.storage import open_storage
 from geobatch.survey import open_survey, survey_info
 
@@ -84,14 +88,19 @@ def test_ray_and_bucket_give_the_same_survey_as_one_process(
 ) -> None:
     import ray
 
-    path = write_segy(tmp_path / "a.sgy", amplitudes((9, 11, 37)))
+    values = amplitudes((9, 11, 37))
+    path = write_segy(tmp_path / "a.sgy", values)
     open_storage(s3).put("raw/a.sgy", path.read_bytes())
     monkeypatch.setattr("geobatch.formats.segy_ingest.SLAB_BYTES", 5000)
     seen = []
-    far = ingest(f"{s3}/raw/a.sgy", f"{s3}/survey", **GRID, progress=lambda *step: seen.append(step))
+    far = ingest(f"{s3}/raw/a.sgy", f"{s3}/survey", **GRID, on_progress=lambda *step: seen.append(step))
     assert_equals_file(open_survey(f"{s3}/survey"), path)
-    # 388 bytes a trace: 12 in a slab, 99 in all.
-    assert [step for step in seen if step[1] == step[2]] == [("scan", 9, 9), ("write", 6, 6)]
+    # 388 bytes a trace: 99 traces in slabs of 12, then in columns of 32 at most.
+    assert len(seen) == 9 + 6
+    assert seen == sorted(seen)
+    assert seen[-1] == (99, 99)
+    found = inspect_survey(f"{s3}/survey")["distribution"]["percentiles"]
+    np.testing.assert_allclose(list(found.values()), np.percentile(values.astype(float), LEVELS))
     with monkeypatch.context() as patch:
         patch.setattr(ray, "is_initialized", lambda: False)
         near = ingest(str(path), str(tmp_path / "survey"), **GRID)
@@ -101,8 +110,6 @@ def test_ray_and_bucket_give_the_same_survey_as_one_process(
 
 
 def test_error_in_a_task_comes_out_as_it_was_raised(ray_cluster: None, tmp_path: Path) -> None:
-    from geobatch.fanout import open_fanout
-
     def refuse(item: int) -> None:
         raise GeometryError("no grid", remedy="such as this")
 
@@ -110,6 +117,18 @@ def test_error_in_a_task_comes_out_as_it_was_raised(ray_cluster: None, tmp_path:
         list(fanout(refuse, [1, 2, 3], 2**20))
     with open_fanout(small=True) as fanout, pytest.raises(UsageError, match="more memory than any node"):
         list(fanout(refuse, [1], 2**60))
+
+
+def test_killed_worker_loses_no_item(ray_cluster: None, tmp_path: Path) -> None:
+    def double(item: int) -> int:
+        marker = tmp_path / "killed"
+        if item == 2 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 2 * item
+
+    with open_fanout(small=True) as fanout:
+        assert in_order(fanout, double, [1, 2, 3], task_bytes=2**20) == [2, 4, 6]
 
 
 def contents(url: str) -> dict[str, str]:
@@ -152,7 +171,7 @@ def test_complete_survey_is_replaced_only_on_demand(tmp_path: Path) -> None:
         ingest(str(path), target)
     ingest(str(path), target, quantity="velocity", overwrite=True)
     assert_equals_file(open_survey(target), path)
-    assert not (tmp_path / "survey/amplitude").exists() or not list((tmp_path / "survey/amplitude").rglob("c/*/*/*"))
+    assert not [p for p in (tmp_path / "survey/amplitude").rglob("*") if p.is_file()]
 
 
 def test_overwrite_spares_what_ingest_did_not_write(tmp_path: Path) -> None:

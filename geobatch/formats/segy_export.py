@@ -6,7 +6,7 @@ source headers + order → slabs of the output, first trace to last → samples 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ import numpy.typing as npt
 import xarray as xr
 
 from geobatch.errors import GeometryError, MismatchError, UsageError
-from geobatch.fanout import Progress
 from geobatch.formats.segy import (
     CODE_IEEE,
     DELAY,
@@ -30,7 +29,8 @@ from geobatch.formats.segy import (
 from geobatch.storage import absolute_url, open_storage, split_url
 from geobatch.survey import INVALID_CLASS, VOLUME_AXES, class_names, open_survey, require_complete, survey_info
 
-SLAB_BYTES = 128 * 2**20
+SLAB_BYTES = 512 * 2**20
+BLOCK_BYTES = 8 * 2**20
 # Classes and probabilities are never negative, and most SEG-Y readers do not understand NaN.
 INVALID_VALUE = -1.0
 
@@ -69,12 +69,16 @@ class Form:
         format_code: Sample format of the output.
         samples: Values of the vertical axis in the file's unit.
         changed_axis: True when the vertical axis differs from the source's, so that headers must say so.
+        classes: True when the samples are classes, of which 255 is invalid.
+        invalid_value: What stands for an invalid sample, or None to write samples as they are.
     """
 
     byte_order: ByteOrder
     format_code: int
     samples: npt.NDArray[np.float64]
     changed_axis: bool
+    classes: bool
+    invalid_value: float | None
 
 
 def export_segy(
@@ -84,7 +88,7 @@ def export_segy(
     variable: str | None = None,
     overwrite: bool = False,
     slab_bytes: int = SLAB_BYTES,
-    progress: Progress | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """A summary of the SEG-Y file written to `dst_url` from a survey, or from one that was scored.
 
@@ -99,8 +103,8 @@ def export_segy(
         variable: What to write: `amplitude`, `class_map`, or `probability:NAME` for one class. By default the ingested
             volume or the class map.
         overwrite: Replace an existing file.
-        slab_bytes: Size of the samples of one slab of traces; peak memory is about five times that.
-        progress: Called with phase, traces done and traces in all.
+        slab_bytes: Memory for the samples of one slab of traces. A slab smaller than a row of chunks reads them anew.
+        on_progress: Called with traces done and traces in all.
 
     Raises:
         UsageError: the file exists, or the variable does not.
@@ -123,20 +127,18 @@ def export_segy(
         format_code=info["source"]["format_code"] if own_format else CODE_IEEE,
         samples=volume["sample"].values.astype(np.float64) / info["source"]["unit_factor"],
         changed_axis=not np.array_equal(volume["sample"].values, source["sample"].values),
+        classes=volume.dtype == np.uint8,
+        invalid_value=None if own_format else INVALID_VALUE,
     )
     invalid = written = 0
     with open_storage(root).open_writer(name) as write:
         write(_file_header(source, form, own_format))
         for part in slabs_of(traces, volume, slab_bytes):
-            values = _read(volume, part)
-            missing = ~np.isfinite(values)
-            invalid += int(missing.sum())
-            if not own_format:
-                values[missing] = INVALID_VALUE
-            write(_encode(values, source, part, form))
+            for block, invalid_samples in encode_slab(part, volume, source, form):
+                write(block)
+                invalid += invalid_samples
             written += len(part)
-            if progress is not None:
-                progress("export", written, len(traces))
+            on_progress(written, len(traces))
     return {
         "url": dst_url,
         "variable": title,
@@ -144,7 +146,7 @@ def export_segy(
         "samples": form.samples.size,
         "format_code": form.format_code,
         "invalid_samples": invalid,
-        "invalid_value": None if own_format else INVALID_VALUE,
+        "invalid_value": form.invalid_value,
         "bytes": open_storage(root).size(name),
     }
 
@@ -243,35 +245,34 @@ def _traces(volume: xr.DataArray, source: xr.Dataset, where: str) -> Traces:
     return Traces(inline_index, crossline_index, places[0][inline_index], places[1][crossline_index])
 
 
-def _read(volume: xr.DataArray, part: Traces) -> npt.NDArray[np.float32]:
-    """Samples `(trace, sample)` float32, NaN where invalid."""
-    inline_start, crossline_start = int(part.inline_index.min()), int(part.crossline_index.min())
-    box = volume.isel(
-        inline=slice(inline_start, int(part.inline_index.max()) + 1),
-        crossline=slice(crossline_start, int(part.crossline_index.max()) + 1),
-    ).values
-    values = box[part.inline_index - inline_start, part.crossline_index - crossline_start]
-    if volume.name == "class_map":
-        return np.where(values == INVALID_CLASS, np.nan, values).astype(np.float32)
-    return values.astype(np.float32)
+def encode_slab(traces: Traces, volume: xr.DataArray, source: xr.Dataset, form: Form) -> Iterator[tuple[bytes, int]]:
+    """Blocks of traces as they stand in the file, and how many samples of each are invalid."""
+    samples, corner = _box(volume, traces.inline_index, traces.crossline_index)
+    headers, source_corner = _box(source["trace_header"], traces.source_inline, traces.source_crossline)
+    step = max(1, BLOCK_BYTES // (4 * form.samples.size))
+    for first in range(0, len(traces), step):
+        part = traces.part(first, first + step)
+        values = samples[part.inline_index - corner[0], part.crossline_index - corner[1]]
+        raw_headers = headers[part.source_inline - source_corner[0], part.source_crossline - source_corner[1]]
+        if form.changed_axis:
+            _set_axis(raw_headers, form)
+        missing = values == INVALID_CLASS if form.classes else ~np.isfinite(values)
+        values = values.astype(np.float32)
+        if form.invalid_value is not None:
+            values[missing] = form.invalid_value
+        raw = encode_samples(values, form.format_code, form.byte_order)
+        yield np.concatenate([raw_headers, raw], axis=1).tobytes(), int(missing.sum())
 
 
-def _encode(values: npt.NDArray[np.float32], source: xr.Dataset, part: Traces, form: Form) -> bytes:
-    """Trace headers and samples of a slab as they stand in the file."""
-    headers = _headers(source, part)
-    if form.changed_axis:
-        _set_axis(headers, form)
-    samples = encode_samples(values, form.format_code, form.byte_order)
-    return np.concatenate([headers, samples], axis=1).tobytes()
-
-
-def _headers(source: xr.Dataset, part: Traces) -> npt.NDArray[np.uint8]:
-    inline_start, crossline_start = int(part.source_inline.min()), int(part.source_crossline.min())
-    box = source["trace_header"].isel(
-        inline=slice(inline_start, int(part.source_inline.max()) + 1),
-        crossline=slice(crossline_start, int(part.source_crossline.max()) + 1),
+def _box(
+    array: xr.DataArray, inline_index: npt.NDArray[np.int64], crossline_index: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[Any], tuple[int, int]]:
+    """The smallest box of an array that holds all given positions, in memory, and its first position."""
+    inline, crossline = int(inline_index.min()), int(crossline_index.min())
+    box = array.isel(
+        inline=slice(inline, int(inline_index.max()) + 1), crossline=slice(crossline, int(crossline_index.max()) + 1)
     )
-    return np.asarray(box.values)[part.source_inline - inline_start, part.source_crossline - crossline_start]
+    return np.asarray(box.values), (inline, crossline)
 
 
 def _set_axis(headers: npt.NDArray[np.uint8], form: Form) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from geobatch.errors import DataError, UsageError
-from geobatch.fanout import FanOut, Progress, in_order, open_fanout
+from geobatch.fanout import FanOut, in_order, open_fanout
 from geobatch.formats.segy import TRACE_HEADER_BYTES, SegyFile, SegyLayout, open_segy
 from geobatch.formats.segy_geometry import make_grid
-from geobatch.formats.segy_meaning import Domain, Quantity, SampleUnit, judge
+from geobatch.formats.segy_meaning import judge
 from geobatch.formats.segy_scan import TraceTable, merge_tables, scan_slab, slabs
 from geobatch.formats.segy_survey import Size3, describe, identity_of, sample_axis, small_arrays, volume_specs
 from geobatch.shards import (
@@ -65,22 +66,35 @@ class Target:
     headers: ArraySpec
 
 
+@dataclass
+class _Passes:
+    """Progress over the two passes that every trace takes."""
+
+    report: Callable[[int, int], None]
+    traces: int
+    passed: int = 0
+
+    def add(self, traces: int) -> None:
+        self.passed += traces
+        self.report(self.passed // 2, self.traces)
+
+
 def ingest(
     src_url: str,
     dst_url: str,
     *,
     layout: SegyLayout | None = None,
     crs: str | None = None,
-    quantity: Quantity | None = None,
-    domain: Domain | None = None,
+    quantity: str | None = None,
+    domain: str | None = None,
     sample_interval: float | None = None,
-    sample_unit: SampleUnit | None = None,
+    sample_unit: str | None = None,
     sample_start: float | None = None,
     chunk: Size3 = (64, 64, 64),
     shard: Size3 = (128, 128, 128),
     overwrite: bool = False,
     num_cpus: int | None = None,
-    progress: Progress | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """A summary of the survey written to `dst_url` from the 3-D post-stack SEG-Y file at `src_url`.
 
@@ -89,16 +103,16 @@ def ingest(
         dst_url: Where the survey goes; it opens only after the last write.
         layout: Trace header positions, SEG-Y rev 1 by default.
         crs: Coordinate reference system of cdp_x and cdp_y, such as `EPSG:23031`.
-        quantity: What the samples are; judged from the file when not given.
-        domain: Vertical axis; judged from the file when not given.
+        quantity: `amplitude` or `velocity`; judged from the file when not given.
+        domain: `time` or `depth`; judged from the file when not given.
         sample_interval: Step of the vertical axis in `sample_unit`; from the file when not given.
-        sample_unit: Unit of the vertical axis; feet are converted to metres.
+        sample_unit: `ms`, `m` or `ft`; feet are converted to metres.
         sample_start: First value of the vertical axis; the delay of the traces when not given.
         chunk: Unit of reading `(inline, crossline, sample)`, clipped to the survey.
         shard: Unit of writing, a multiple of `chunk`, clipped to the survey.
         overwrite: Replace a complete survey.
         num_cpus: CPUs of the local Ray cluster when this process is connected to none.
-        progress: Called with phase, tasks done and tasks in all.
+        on_progress: Called with traces done and traces in all; a trace is read twice and done after the second time.
 
     Raises:
         NotFoundError: no such file.
@@ -111,8 +125,9 @@ def ingest(
     _check_multiple(chunk, shard)
     file = open_segy(src_url)
     _refuse_existing(dst_url, overwrite)
+    passes = _Passes(on_progress, file.trace_count)
     with open_fanout(small=file.size_bytes <= SMALL_FILE_BYTES, num_cpus=num_cpus) as fanout:
-        table = scan(file, layout, fanout, progress)
+        table = scan(file, layout, fanout, passes.add)
         meaning = judge(
             file,
             table,
@@ -129,18 +144,20 @@ def ingest(
             _remove(dst_url)
         specs = [target.volume, target.headers, *small]
         create_arrays(dst_url, specs, values)
-        digests = _write_columns(file, target, values["trace_index"], fanout, progress)
+        digests = _write_columns(file, target, values["trace_index"], fanout, passes.add)
     _refuse_changed(file)
     info = describe(file, table, grid, meaning, layout, crs, identity_of(digests, values))
     finish_group(dst_url, specs, {"geobatch": info})
     return {"url": dst_url, "shape": list(target.volume.shape), "shards": len(digests), **info}
 
 
-def scan(file: SegyFile, layout: SegyLayout, fanout: FanOut, progress: Progress | None = None) -> TraceTable:
-    """The trace table of the whole file, from one task per slab."""
+def scan(
+    file: SegyFile, layout: SegyLayout, fanout: FanOut, on_traces: Callable[[int], None] = lambda count: None
+) -> TraceTable:
+    """The trace table of the whole file, from one task per slab; `on_traces` hears how many traces each had."""
     function = functools.partial(scan_slab, file=file, layout=layout)
     parts = slabs(file, SLAB_BYTES)
-    tables = in_order(fanout, function, parts, task_bytes=3 * SLAB_BYTES, phase="scan", progress=progress)
+    tables = in_order(fanout, function, parts, task_bytes=3 * SLAB_BYTES, on_result=lambda slab: on_traces(slab[1]))
     return merge_tables(tables)
 
 
@@ -204,7 +221,7 @@ def _write_columns(
     target: Target,
     trace_index: npt.NDArray[np.int32],
     fanout: FanOut,
-    progress: Progress | None,
+    on_traces: Callable[[int], None],
 ) -> list[str]:
     """The SHA-256 of every shard of the volume, in the order of the shard grid."""
     columns = [
@@ -213,7 +230,11 @@ def _write_columns(
     ]
     function = functools.partial(write_column, file=file, target=target)
     digests = in_order(
-        fanout, function, columns, task_bytes=_column_bytes(file, target), phase="write", progress=progress
+        fanout,
+        function,
+        columns,
+        task_bytes=_column_bytes(file, target),
+        on_result=lambda column: on_traces(int((column.traces >= 0).sum())),
     )
     return [digest for column in digests for digest in column]
 

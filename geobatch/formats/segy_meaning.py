@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from geobatch.errors import FormatError, UsageError
 from geobatch.formats.segy import SegyFile
@@ -65,19 +65,21 @@ def judge(
     file: SegyFile,
     table: TraceTable,
     *,
-    quantity: Quantity | None = None,
-    domain: Domain | None = None,
+    quantity: str | None = None,
+    domain: str | None = None,
     sample_interval: float | None = None,
-    sample_unit: SampleUnit | None = None,
+    sample_unit: str | None = None,
 ) -> Meaning:
     """The meaning of a file's samples; the options given win over what the file says.
 
     Raises:
-        UsageError: the options contradict each other.
+        UsageError: an option is unknown, or the options contradict each other.
         FormatError: the file gives no sample interval and neither does an option.
     """
     doubts: list[str] = []
     evidence: dict[str, list[str]] = {}
+    quantity, domain = _known("quantity", quantity, Quantity), _known("domain", domain, Domain)
+    sample_unit = _known("sample unit", sample_unit, SampleUnit)
     if sample_unit is not None and domain is not None and (sample_unit == "ms") != (domain == "time"):
         raise UsageError("sample unit does not fit the domain", measured=f"{sample_unit} in {domain}")
     if sample_unit is not None and domain is None:
@@ -112,6 +114,13 @@ def judge(
         evidence=evidence,
         doubts=doubts,
     )
+
+
+def _known(name: str, value: str | None, choices: Any) -> Any:
+    """The value of an option, refused when it is none of its choices."""
+    if value is not None and value not in get_args(choices):
+        raise UsageError(f"unknown {name}", measured=value, limit=" or ".join(get_args(choices)))
+    return value
 
 
 def _judge_quantity(file: SegyFile, table: TraceTable) -> tuple[Quantity, list[str], list[str]]:
