@@ -94,9 +94,7 @@ class Grid:
 
     def block(self, index: Index) -> Block:
         """The block at `index`."""
-        write = tuple(
-            slice(i * b, min((i + 1) * b, n)) for i, b, n in zip(index, self.shard, self.shape, strict=True)
-        )
+        write = tuple(slice(i * b, min((i + 1) * b, n)) for i, b, n in zip(index, self.shard, self.shape, strict=True))
         read = tuple(
             slice(max(0, spans[0][0].start - before), min(n, spans[-1][0].stop + after))
             for spans, (before, after), n in zip(self._spans(write), self.reach, self.shape, strict=True)
@@ -153,9 +151,7 @@ def smallest_patch(stride: int, halo: tuple[int, int]) -> int:
     return (math.ceil((halo[0] + halo[1] + 1) / stride) + 2) * stride
 
 
-def covering_patch(
-    shape: Sequence[int], shard: Sequence[int], stride: Sequence[int], halo: Halo
-) -> tuple[int, ...]:
+def covering_patch(shape: Sequence[int], shard: Sequence[int], stride: Sequence[int], halo: Halo) -> tuple[int, ...]:
     """The patch that covers any whole block in one forward pass."""
     lengths = []
     for n, b, s, (before, after) in zip(shape, shard, stride, halo, strict=True):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from geobatch.errors import UsageError
 
@@ -25,19 +26,22 @@ class LocalS3:
 
 
 @contextlib.contextmanager
-def local_s3(*buckets: str, require_credentials: bool = False) -> Iterator[LocalS3]:
+def local_s3(*buckets: str, require_credentials: bool = False, folder: Path | None = None) -> Iterator[LocalS3]:
     """A context with an S3 server on a free loopback port and random credentials, stopped at the end.
 
     The server watches a pipe from its parent, so that it ends with it, however that dies.
 
     Args:
         buckets: Buckets to create; not possible together with `require_credentials`.
+        folder: Where large objects lie while the server runs; the system's folder for temporary files by default.
         require_credentials: Answer 403 to every credential, as a bucket of someone else does.
 
     Raises:
         UsageError: moto is not installed.
     """
     environment = dict(os.environ)
+    if folder is not None:
+        environment["TMPDIR"] = str(folder)
     if require_credentials:
         environment["INITIAL_NO_AUTH_ACTION_COUNT"] = "0"
     process = subprocess.Popen(

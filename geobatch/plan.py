@@ -91,8 +91,7 @@ def choose_patch(
     patch = list(covering_patch(shape, shard, stride, halo))
     while True:
         lengths = [
-            max(p, smallest_patch(s, h)) if p < n else p
-            for p, n, s, h in zip(patch, shape, stride, halo, strict=True)
+            max(p, smallest_patch(s, h)) if p < n else p for p, n, s, h in zip(patch, shape, stride, halo, strict=True)
         ]
         grid = Grid(shape, shard, tuple(lengths), stride, halo, reach)
         memory = project_memory(grid, batch, bytes_per_cell, output_bytes_per_cell)

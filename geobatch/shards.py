@@ -173,7 +173,7 @@ def _array_metadata(spec: ArraySpec) -> dict[str, Any]:
 
 def _create_array(store: zarr.storage.MemoryStore, spec: ArraySpec, shape: tuple[int, ...]) -> zarr.Array[Any]:
     """An array in a memory store under the codecs of every geobatch array."""
-    inner = [BytesCodec(), ZstdCodec(level=1), Crc32cCodec()]
+    inner: list[Any] = [BytesCodec(), ZstdCodec(level=1), Crc32cCodec()]
     sharding = ShardingCodec(
         chunk_shape=spec.chunks, codecs=inner, index_codecs=[BytesCodec(), Crc32cCodec()], index_location="end"
     )

@@ -31,6 +31,7 @@ T = TypeVar("T")
 ATTEMPTS = 5
 FIRST_WAIT_S = 0.2
 PARTIAL = ".partial"
+PART_BYTES = 16 * 2**20
 
 
 class Storage(ABC):
@@ -333,7 +334,7 @@ class S3Storage(Storage):
         self._retried(lambda: _s3_client().put_object(Bucket=self.bucket, Key=self._key(key), Body=data), key)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """One PUT with `If-None-Match: *`; after a refusal the object is read back, since an earlier try may be ours."""
+        """One PUT with `If-None-Match: *`; after a refusal the object is read back, which may be ours."""
 
         def write() -> bool:
             try:
@@ -349,7 +350,6 @@ class S3Storage(Storage):
     @contextlib.contextmanager
     def open_writer(self, key: str) -> Iterator[Callable[[bytes], None]]:
         """A multipart upload, aborted when the context ends by an error."""
-        part_bytes = 16 * 2**20
         where = {"Bucket": self.bucket, "Key": self._key(key)}
         upload: str | None = None
         parts: list[dict[str, Any]] = []
@@ -367,7 +367,8 @@ class S3Storage(Storage):
 
         def write(data: bytes) -> None:
             pending.extend(data)
-            while len(pending) >= part_bytes:
+            # S3 takes 10,000 parts: they grow, so that terabytes fit and small objects stay cheap in memory.
+            while len(pending) >= (part_bytes := PART_BYTES * (1 + len(parts) // 200)):
                 send(bytes(pending[:part_bytes]))
                 del pending[:part_bytes]
 

@@ -41,7 +41,7 @@ def open_survey(url: str) -> xr.Dataset:
         )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        dataset = xr.open_zarr(zarr_store(url), chunks=None, consolidated=True, zarr_format=3)
+        dataset: xr.Dataset = xr.open_zarr(zarr_store(url), chunks=None, consolidated=True, zarr_format=3)
     survey_info(dataset, url)
     return dataset
 
@@ -71,7 +71,7 @@ def valid_volume(dataset: xr.Dataset, where: str = "") -> xr.DataArray:
         raise MismatchError(
             "survey holds no volume to score", where=where, measured=f"kind {info.get('kind')}", limit="kind volume"
         )
-    volume = dataset[name].transpose(*VOLUME_AXES)
+    volume: xr.DataArray = dataset[name].transpose(*VOLUME_AXES)
     if "live_mask" in dataset:
         volume = volume.assign_coords(live_mask=dataset["live_mask"].load())
     return volume
@@ -84,6 +84,13 @@ def mask_dead(volume: xr.DataArray) -> xr.DataArray:
     live = volume["live_mask"]
     volume = volume.drop_vars("live_mask")
     return volume if bool(live.all()) else volume.where(live.drop_vars(list(live.coords)))
+
+
+def class_names(class_map: xr.DataArray) -> dict[int, str]:
+    """Name per class value from the CF flag attributes, without the invalid class."""
+    values = np.atleast_1d(class_map.attrs.get("flag_values", []))
+    names = class_map.attrs.get("flag_meanings", "").split()
+    return {int(value): name for value, name in zip(values, names, strict=False) if value != INVALID_CLASS}
 
 
 def require_complete(dataset: xr.Dataset, where: str) -> None:

@@ -71,7 +71,7 @@ def test_zero_makes_gaps_valid_and_mask_leaves_them() -> None:
     np.testing.assert_array_equal(masked.values, x.values)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_block_equals_same_region_of_whole(data: st.DataObject) -> None:
     x = volume(seed=data.draw(st.integers(0, 5)), gaps=data.draw(st.sampled_from([0.0, 0.3, 0.8])))
@@ -79,7 +79,12 @@ def test_block_equals_same_region_of_whole(data: st.DataObject) -> None:
     crop = data.draw(st.sampled_from([[], [{"step": "crop", "inline": [104, 122], "sample": [4, 36]}]]))
     chain = Chain.model_validate(crop + picked).fit(x.chunk({"inline": 5, "crossline": 6}))
     cropped = chain.crop(x)
-    chunks = {axis: data.draw(st.integers(1, size)) for axis, size in zip(AXES, cropped.shape, strict=True)}
+    # Chunks thinner than the halo of 3 + 2 among them.
+    thinnest = (2, 1, 5)
+    chunks = {
+        axis: data.draw(st.integers(least, size))
+        for axis, least, size in zip(AXES, thinnest, cropped.shape, strict=True)
+    }
     region = []
     for size in cropped.shape:
         start = data.draw(st.integers(0, size - 1))

@@ -58,4 +58,5 @@ def _encode_block(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
     power = power + carried
     word = np.where(fraction == 0, 0, (power + 64).astype(np.uint32) << np.uint32(24)) | fraction
     word = np.where(np.isinf(values), LARGEST_WORD, word).astype(np.uint32)
-    return word | (np.signbit(values).astype(np.uint32) << np.uint32(31))
+    signed: npt.NDArray[np.uint32] = word | (np.signbit(values).astype(np.uint32) << np.uint32(31))
+    return signed

@@ -29,7 +29,9 @@ VELOCITY_WORDS = re.compile(r"velocit|\bvel\b|\bv(?:int|rms|avg|ave)\b", re.IGNO
 DEPTH_WORDS = re.compile(
     r"\bpsdm\b|\btvdss\b|depth[- ](?:migrat|domain|convert|step|interval|sampl|slice|imag)|\bin depth\b", re.IGNORECASE
 )
-TIME_WORDS = re.compile(r"\btwt\b|two[- ]way|\btime[- ](?:migrat|domain)|\bpstm\b|(?:scaled|back|to) (?:to )?time\b", re.I)
+TIME_WORDS = re.compile(
+    r"\btwt\b|two[- ]way|\btime[- ](?:migrat|domain)|\bpstm\b|(?:scaled|back|to) (?:to )?time\b", re.I
+)
 DEPTH_NAMES = {"depth", "tvdss", "tvd", "psdm"}
 TIME_NAMES = {"time", "twt", "pstm"}
 
@@ -43,6 +45,7 @@ class Meaning:
         domain: What the vertical axis is.
         sample_interval: Step of the vertical axis in `sample_unit`.
         sample_unit: `ms` of two-way time or `m` of depth.
+        unit_factor: What turns the file's or the option's sample unit into `sample_unit`: 1, or feet to metres.
         units: Unit of the samples, empty for amplitude.
         evidence: What decided quantity and domain, one sentence each.
         doubts: What speaks for another reading, and the option that settles it.
@@ -52,6 +55,7 @@ class Meaning:
     domain: Domain
     sample_interval: float
     sample_unit: Literal["ms", "m"]
+    unit_factor: float
     units: str
     evidence: dict[str, list[str]]
     doubts: list[str]
@@ -96,14 +100,14 @@ def judge(
         doubts += doubt
     else:
         evidence["domain"] = ["given as an option"]
-    if domain == "depth" and (sample_unit == "ft" or (sample_unit is None and file.in_feet)):
-        interval *= FEET_TO_M
-        evidence["domain"].append("depth step converted from feet")
+    in_feet = domain == "depth" and (sample_unit == "ft" or (sample_unit is None and file.in_feet))
+    factor = FEET_TO_M if in_feet else 1.0
     return Meaning(
         quantity=quantity,
         domain=domain,
-        sample_interval=interval,
+        sample_interval=interval * factor,
         sample_unit="ms" if domain == "time" else "m",
+        unit_factor=factor,
         units="m/s" if quantity == "velocity" else "",
         evidence=evidence,
         doubts=doubts,
@@ -134,7 +138,8 @@ def _judge_quantity(file: SegyFile, table: TraceTable) -> tuple[Quantity, list[s
 def _judge_domain(file: SegyFile, interval: float) -> tuple[Domain, list[str], list[str]]:
     name = split_url(file.url)[1]
     name_words = set(re.split(r"[^a-z]+", name.lower()))
-    for_depth, for_time = [], []
+    for_depth: list[str] = []
+    for_time: list[str] = []
     for found, pattern, names in ((for_depth, DEPTH_WORDS, DEPTH_NAMES), (for_time, TIME_WORDS, TIME_NAMES)):
         if word := pattern.search(file.text):
             found.append(f"textual header says {word.group()!r}")

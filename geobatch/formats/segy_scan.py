@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -28,9 +27,9 @@ from geobatch.formats.segy import (
     SegyLayout,
     header_field,
 )
+from geobatch.preprocess.statistics import PartialMoments, merge_moments, partial_moments
 
 K = TypeVar("K")
-SLAB_BYTES = 32 * 2**20
 BLOCK_BYTES = 2**20
 DEAD, DUMMY = 2, 3
 SUMMARY_FIELDS = {
@@ -40,55 +39,6 @@ SUMMARY_FIELDS = {
     "value_unit": VALUE_UNIT,
     "coordinate_units": COORDINATE_UNITS,
 }
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Count, mean, second central moment and range of finite samples, mergeable without loss (Chan et al. 1979)."""
-
-    count: int = 0
-    mean: float = 0.0
-    m2: float = 0.0
-    minimum: float = math.inf
-    maximum: float = -math.inf
-
-    @classmethod
-    def of(cls, values: npt.NDArray[np.float32]) -> Moments:
-        """The moments of the finite values of an array, in float64."""
-        finite = values[np.isfinite(values)].astype(np.float64)
-        if not finite.size:
-            return cls()
-        mean = float(finite.mean())
-        residual = finite - mean
-        return cls(finite.size, mean, float(residual @ residual), float(finite.min()), float(finite.max()))
-
-    def merge(self, other: Moments) -> Moments:
-        """The moments of both sets of samples together."""
-        count = self.count + other.count
-        if not count:
-            return self
-        shift = other.mean - self.mean
-        return Moments(
-            count,
-            self.mean + shift * other.count / count,
-            self.m2 + other.m2 + shift * shift * self.count * other.count / count,
-            min(self.minimum, other.minimum),
-            max(self.maximum, other.maximum),
-        )
-
-    def as_dict(self) -> dict[str, float | int | None]:
-        """Count, mean, std, rms, min and max; None where there was no sample."""
-        if not self.count:
-            return {"count": 0, "mean": None, "std": None, "rms": None, "min": None, "max": None}
-        variance = self.m2 / self.count
-        return {
-            "count": self.count,
-            "mean": self.mean,
-            "std": math.sqrt(variance),
-            "rms": math.sqrt(variance + self.mean**2),
-            "min": self.minimum,
-            "max": self.maximum,
-        }
 
 
 @dataclass(frozen=True)
@@ -114,13 +64,13 @@ class TraceTable:
     y: npt.NDArray[np.int32]
     scalar: npt.NDArray[np.int16]
     live: npt.NDArray[np.bool_]
-    moments: Moments
+    moments: PartialMoments
     non_finite: int
     fields: dict[str, tuple[int, int]]
     varying: dict[int, tuple[int, int]]
 
 
-def slabs(file: SegyFile, slab_bytes: int = SLAB_BYTES) -> list[tuple[int, int]]:
+def slabs(file: SegyFile, slab_bytes: int) -> list[tuple[int, int]]:
     """First trace and number of traces of each slab of about `slab_bytes`."""
     step = max(1, slab_bytes // file.trace_bytes)
     return [(first, min(step, file.trace_count - first)) for first in range(0, file.trace_count, step)]
@@ -133,7 +83,7 @@ def scan_slab(slab: tuple[int, int], file: SegyFile, layout: SegyLayout) -> Trac
     order = file.byte_order
     coded_dead = np.isin(header_field(headers, *TRACE_CODE, order), (DEAD, DUMMY))
     live = np.zeros(len(raw), np.bool_)
-    moments, non_finite = Moments(), 0
+    moments, non_finite = PartialMoments(), 0
     step = max(1, BLOCK_BYTES // file.trace_bytes)
     for start in range(0, len(raw), step):
         part = slice(start, start + step)
@@ -141,7 +91,7 @@ def scan_slab(slab: tuple[int, int], file: SegyFile, layout: SegyLayout) -> Trac
         finite = np.isfinite(samples)
         live[part] = ((samples != 0) & finite).any(axis=1) & ~coded_dead[part]
         non_finite += int((~finite[live[part]]).sum())
-        moments = moments.merge(Moments.of(samples[live[part]]))
+        moments = merge_moments(moments, partial_moments(samples[live[part]]))
     return TraceTable(
         inline=header_field(headers, layout.inline, "i4", order),
         crossline=header_field(headers, layout.crossline, "i4", order),
@@ -166,7 +116,7 @@ def merge_tables(tables: Sequence[TraceTable]) -> TraceTable:
     return dataclasses.replace(
         tables[0],
         **arrays,
-        moments=functools.reduce(Moments.merge, (table.moments for table in tables)),
+        moments=functools.reduce(merge_moments, (table.moments for table in tables)),
         non_finite=sum(table.non_finite for table in tables),
         fields=_union([table.fields for table in spoken]),
         varying=_union([table.varying for table in tables]),

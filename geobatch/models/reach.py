@@ -78,7 +78,7 @@ def measure_reach(network: nn.Module, in_channels: int, stride: tuple[int, ...])
 
 
 def check_tiling(network: nn.Module, in_channels: int, reach: Reach) -> float:
-    """The largest deviation of tiled from whole output, relative to the largest output, for every size modulo the stride.
+    """The largest deviation of tiled from whole output, relative to the largest, for every size modulo the stride.
 
     The network's own weights are used, in float64, along each axis in turn.
 
@@ -198,9 +198,12 @@ def _tiling_deviation(
     whole = network(x_BC)
     worst = 0.0
     for part in grid.patches(grid.block((0,) * axes).write):
-        seen = network(x_BC[(..., *part.see)])
-        inside = tuple(
-            slice(k.start - s.start, k.stop - s.start) for k, s in zip(part.keep, part.see, strict=True)
+        seen = network(x_BC[(slice(None), slice(None), *part.see)])
+        inside = tuple(slice(k.start - s.start, k.stop - s.start) for k, s in zip(part.keep, part.see, strict=True))
+        worst = max(
+            worst,
+            float(
+                (seen[(slice(None), slice(None), *inside)] - whole[(slice(None), slice(None), *part.keep)]).abs().max()
+            ),
         )
-        worst = max(worst, float((seen[(..., *inside)] - whole[(..., *part.keep)]).abs().max()))
     return worst / max(float(whole.abs().max()), 1e-300)

@@ -42,7 +42,9 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class _Partial:
+class PartialMoments:
+    """The moments of a part of the data, to be merged; `squares` is the sum of squared deviations from the mean."""
+
     count: int = 0
     mean: float = 0.0
     squares: float = 0.0
@@ -59,7 +61,7 @@ def moments(x: xr.DataArray) -> Moments:
     Raises:
         DataError: no sample is valid.
     """
-    total = _reduce(x, _partial_moments, _merge_moments)
+    total = _reduce(x, partial_moments, merge_moments)
     _require_valid(total.count, x)
     variance = total.squares / total.count
     return Moments(
@@ -106,6 +108,16 @@ def percentiles(x: xr.DataArray, levels: Sequence[float], *, absolute: bool = Fa
         low = int(np.searchsorted(np.cumsum(low_counts[high_bins.index(high)]), rank_in_bin, side="right"))
         values[rank] = _value(high << 16 | low)
     return [_interpolate(position, values) for position in positions]
+
+
+def class_counts(x: xr.DataArray) -> CountArray:
+    """Number of samples per class, 256 counts, of an array of uint8 classes; decoded NaN is not counted.
+
+    Args:
+        x: any axes, uint8 or what decoding made of it, Dask-backed or lazily opened.
+    """
+    counts: CountArray = _reduce(x, _count_classes, np.add)
+    return counts
 
 
 def reading_chunks(x: xr.DataArray, target_bytes: int = READ_BYTES) -> tuple[int, ...]:
@@ -202,26 +214,27 @@ def _pieces(block: Float32Array) -> Iterator[Float32Array]:
         yield piece if finite.all() else piece[finite]
 
 
-def _partial_moments(block: Float32Array) -> _Partial:
-    total = _Partial()
+def partial_moments(block: Float32Array) -> PartialMoments:
+    """The moments of the finite samples of a block, in float64."""
+    total = PartialMoments()
     for piece in _pieces(block):
         if piece.size:
             values = piece.astype(np.float64)
             mean = float(values.mean())
             squares = float(np.square(values - mean).sum())
-            part = _Partial(values.size, mean, squares, float(values.min()), float(values.max()))
-            total = _merge_moments(total, part)
+            part = PartialMoments(values.size, mean, squares, float(values.min()), float(values.max()))
+            total = merge_moments(total, part)
     return total
 
 
-def _merge_moments(one: _Partial, two: _Partial) -> _Partial:
+def merge_moments(one: PartialMoments, two: PartialMoments) -> PartialMoments:
     """The moments of two parts together: Chan, Golub & LeVeque 1979."""
     count = one.count + two.count
     if count == 0:
         return one
     difference = two.mean - one.mean
     weight = two.count / count
-    return _Partial(
+    return PartialMoments(
         count=count,
         mean=one.mean + difference * weight,
         squares=one.squares + two.squares + difference**2 * one.count * weight,
@@ -258,6 +271,13 @@ class _LowHistogram:
             cells = slots[wanted] * HALF_BINS + (keys[wanted] & 0xFFFF)
             counts += np.bincount(cells, minlength=counts.size).reshape(shape)
         return counts
+
+
+def _count_classes(block: Float32Array) -> CountArray:
+    counts = np.zeros(256, dtype=np.int64)
+    for piece in _pieces(block):
+        counts += np.bincount(piece.astype(np.uint8), minlength=256)
+    return counts
 
 
 def _keys(values: Float32Array, absolute: bool) -> npt.NDArray[np.uint32]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import logging
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray import serve
 
+from geobatch import cluster
 from geobatch.errors import GeobatchError, StorageError, TransientError
 from geobatch.score.spec import ScorePlan, ScoreResources
 from geobatch.score.worker import BlockScorer
@@ -20,22 +21,6 @@ from geobatch.shards import Index
 
 REQUESTS_PER_REPLICA = 2
 START_TIMEOUT_S = 300
-# glibc returns and re-faults the pages of every large tensor by default, which costs half of the time on a CPU.
-ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-    "MALLOC_ARENA_MAX": "1",
-}
-AWS_VARIABLES = (
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_DEFAULT_REGION",
-    "AWS_REGION",
-    "AWS_PROFILE",
-)
 
 
 class Replica:
@@ -86,8 +71,9 @@ def deployed(
         output_url: Where shards go.
         resources: Replicas and what each reserves.
     """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
-    options: dict[str, Any] = {"num_cpus": resources.cpus, "runtime_env": {"env_vars": worker_environment()}}
+    options: dict[str, Any] = {"num_cpus": resources.cpus, "runtime_env": {"env_vars": cluster.worker_environment()}}
     if resources.gpus:
         options["num_gpus"] = resources.gpus
     deployment = serve.deployment(
@@ -117,8 +103,3 @@ def deployed(
         yield score
     finally:
         serve.delete(application)
-
-
-def worker_environment() -> dict[str, str]:
-    """Environment variables of replicas: the allocator's settings and the driver's AWS environment."""
-    return {**ALLOCATOR, **{name: os.environ[name] for name in AWS_VARIABLES if name in os.environ}}

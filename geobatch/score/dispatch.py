@@ -102,9 +102,7 @@ def _caller(
             answers.put((item, {"failure": {"kind": "fatal", "error": str(error), "traceback": ""}}))
 
 
-def _next(
-    answers: queue.SimpleQueue[tuple[_Work, dict[str, Any]]], ledger: Ledger
-) -> tuple[_Work, dict[str, Any]]:
+def _next(answers: queue.SimpleQueue[tuple[_Work, dict[str, Any]]], ledger: Ledger) -> tuple[_Work, dict[str, Any]]:
     """The next answer; receipts in hand are flushed while waiting."""
     while True:
         try:

@@ -127,8 +127,8 @@ class Predictor:
     def _empty_probability(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32] | None:
         if self.probabilities == "none":
             return None
-        dtype = np.uint8 if self.probabilities == "uint8" else np.float32
-        return np.empty((self.classes, *shape), dtype)
+        shape = (self.classes, *shape)
+        return np.empty(shape, np.uint8) if self.probabilities == "uint8" else np.empty(shape, np.float32)
 
     def _quantised(self, logits_K: torch.Tensor) -> torch.Tensor:
         p_K = torch.softmax(logits_K.float(), dim=0)
@@ -136,7 +136,7 @@ class Predictor:
 
 
 def _most_probable(logits_K: torch.Tensor) -> torch.Tensor:
-    """The index of the largest logit, the first of equals: a running maximum, many times faster than argmax on a CPU."""
+    """The index of the largest logit, the first of equals: a running maximum, faster than argmax on a CPU."""
     best = logits_K[0]
     index = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
     for k in range(1, logits_K.shape[0]):
@@ -157,9 +157,7 @@ def _batches(patches: Sequence[Patch], batch: int) -> list[list[Patch]]:
 def _hull(patches: Sequence[Patch]) -> Region:
     """The region the kept parts tile."""
     axes = range(len(patches[0].keep))
-    return tuple(
-        slice(min(p.keep[a].start for p in patches), max(p.keep[a].stop for p in patches)) for a in axes
-    )
+    return tuple(slice(min(p.keep[a].start for p in patches), max(p.keep[a].stop for p in patches)) for a in axes)
 
 
 def _shifted(region: Region, origin: Sequence[int]) -> Region:

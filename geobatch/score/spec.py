@@ -57,6 +57,7 @@ class ScoreJob(_Frozen):
         bundle: URL of the bundle; its preprocessing and halo are used.
         output: URL of the scored survey.
         region: Part of the survey to score; the output has the whole survey's axes, so that a region can grow.
+        crop: Part of the survey that counts as the whole of it: the output has its axes, statistics come from it.
         statistics: `survey` fits the preprocessing's statistics to this survey, whose amplitude scale is its own;
             `bundle` keeps those of the training data.
         shard: Cells of a block and of an object of the output, per axis.
@@ -73,6 +74,7 @@ class ScoreJob(_Frozen):
     bundle: str
     output: str
     region: Region = Region()
+    crop: Region | None = None
     statistics: Literal["survey", "bundle"] = "survey"
     shard: tuple[int, int, int] = (128, 128, 128)
     chunk: tuple[int, int, int] = (64, 64, 64)
@@ -106,6 +108,8 @@ class ScorePlan(_Frozen):
     survey_identity: str
     bundle: str
     bundle_hash: str
+    statistics: Literal["survey", "bundle"]
+    crop: Region | None
     chain: Chain
     grid: GridSpec
     chunk: tuple[int, ...]
@@ -170,4 +174,6 @@ def class_attributes(classes: tuple[ClassInfo, ...]) -> dict[str, Any]:
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {prefix: value}
-    return {key: item for name, part in value.items() for key, item in _flat(part, f"{prefix}.{name}".strip(".")).items()}
+    return {
+        key: item for name, part in value.items() for key, item in _flat(part, f"{prefix}.{name}".strip(".")).items()
+    }

@@ -5,7 +5,6 @@ Tensor axes: B batch, C channel, K class, I inline, X crossline, S sample.
 
 from __future__ import annotations
 
-import logging
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -38,8 +37,7 @@ from geobatch.train.data import (
 )
 from geobatch.train.metrics import Counts, confusion_matrix, scores
 from geobatch.train.spec import Training, TrainJob
-
-logger = logging.getLogger(__name__)
+from geobatch.train.telling import Teller
 
 _WARM_UP = 0.1
 _GRADIENT_NORM = 1.0
@@ -59,6 +57,8 @@ class WorkerPlan(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     job: TrainJob
+    run: str
+    place: str
     chains: tuple[Chain, ...]
     network: dict[str, Any]
     class_names: tuple[str, ...]
@@ -73,6 +73,7 @@ class _Worker:
     device: torch.device
     rank: int
     workers: int
+    teller: Teller
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -87,7 +88,8 @@ def train_worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(job.resources.threads)
     torch.manual_seed(job.training.seed)
     worker = _start_worker(plan)
-    network = build_model(plan.network).to(device=worker.device, memory_format=torch.channels_last_3d)
+    network = build_model(plan.network).to(worker.device)
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=job.training.learning_rate, weight_decay=job.training.weight_decay
     )
@@ -149,6 +151,7 @@ def _start_worker(plan: WorkerPlan) -> _Worker:
         ray.train.torch.get_device(),
         context.get_world_rank(),
         context.get_world_size(),
+        Teller(plan.place, plan.run, job.training.epochs * job.training.steps_per_epoch),
     )
 
 
@@ -195,6 +198,8 @@ def _train_epoch(
         torch.nn.utils.clip_grad_norm_(parallel.parameters(), _GRADIENT_NORM)
         optimizer.step()
         total += loss.detach()
+        if worker.rank == 0:
+            worker.teller.tell(step + 1)
     return float(_summed(total)) / (training.steps_per_epoch * worker.workers)
 
 
@@ -241,7 +246,10 @@ def _report(worker: _Worker, network: nn.Module, optimizer: torch.optim.Optimize
     if worker.rank != 0:
         ray.train.report(figures)
         return
-    logger.info("%s", epoch_line(figures, worker.plan.job.training.epochs))
+    worker.teller.tell(
+        figures["epoch"] * worker.plan.job.training.steps_per_epoch,
+        epoch_line(figures, worker.plan.job.training.epochs),
+    )
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(Path(folder), network, optimizer, progress)
         checkpoint = ray.train.Checkpoint.from_directory(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from geobatch import __version__
+from geobatch import __version__, cluster
 from geobatch.errors import GeobatchError, MismatchError, NotFoundError, TransientError
 from geobatch.models import build_model
 from geobatch.models.bundle import (
@@ -31,21 +32,15 @@ from geobatch.train.checkpoint import Progress, load_checkpoint
 from geobatch.train.data import LabelledSurvey, PatchReader, class_counts, open_labelled, patch_size, prepared_sample
 from geobatch.train.loop import WorkerPlan, class_weights, train_worker
 from geobatch.train.spec import TrainJob
+from geobatch.train.telling import OnProgress, watched
 
-# With glibc's defaults every large tensor is mapped and unmapped anew, which halves the speed of a volume network.
-_WORKER_ENVIRONMENT = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-    "MALLOC_ARENA_MAX": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
 _MEANING = ("quantity", "domain", "sample_unit", "sample_interval")
 
 
-def train(job: TrainJob) -> str:
+def train(job: TrainJob, on_progress: OnProgress = lambda step, steps, line: None) -> str:
     """Train a network and return the URL of its bundle, which is the job's output.
 
-    Ray must be initialised. The same job run again continues from its last checkpoint, or returns the finished
+    The same job run again continues from its last checkpoint, or returns the finished
     bundle; checkpoints stay beside the bundle under `_geobatch/train`.
 
     Raises:
@@ -59,8 +54,10 @@ def train(job: TrainJob) -> str:
     run = _run_hash(job, surveys)
     if _finished(job.output, run):
         return job.output
-    plan, readers = _plan(job, surveys)
-    progress, network = _run_workers(plan, f"run-{run[:16]}")
+    cluster.connect(cpus=math.ceil(job.resources.workers * job.resources.threads))
+    plan, readers = _plan(job, surveys, f"run-{run[:16]}")
+    with watched(plan.place, plan.run, on_progress):
+        progress, network = _run_workers(plan)
     last = progress.history[-1]
     bundle = make_bundle(
         name=job.name,
@@ -125,7 +122,7 @@ def _finished(output: str, run: str) -> bool:
     return bundle.spec.provenance.get("run") == run
 
 
-def _plan(job: TrainJob, surveys: Sequence[LabelledSurvey]) -> tuple[WorkerPlan, list[PatchReader]]:
+def _plan(job: TrainJob, surveys: Sequence[LabelledSurvey], run: str) -> tuple[WorkerPlan, list[PatchReader]]:
     # Amplitudes of different surveys have no common unit, so each is prepared by its own figures.
     chains = tuple(job.preprocess.fit(survey.volume) for survey in surveys)
     readers = [PatchReader.split(survey, chain, job.validation) for survey, chain in zip(surveys, chains, strict=True)]
@@ -133,6 +130,8 @@ def _plan(job: TrainJob, surveys: Sequence[LabelledSurvey]) -> tuple[WorkerPlan,
     names = tuple(entry["name"] for entry in surveys[0].classes)
     plan = WorkerPlan(
         job=job,
+        run=run,
+        place=join_url(control_url(job.output), "train"),
         chains=chains,
         network={**job.model.model_dump(), "in_channels": 1, "classes": len(names)},
         class_names=names,
@@ -141,10 +140,10 @@ def _plan(job: TrainJob, surveys: Sequence[LabelledSurvey]) -> tuple[WorkerPlan,
     return plan, readers
 
 
-def _run_workers(plan: WorkerPlan, run: str) -> tuple[Progress, Any]:
+def _run_workers(plan: WorkerPlan) -> tuple[Progress, Any]:
     """Train on Ray and return the last epoch's figures and the network."""
     job = plan.job
-    filesystem, path = arrow_filesystem(join_url(control_url(job.output), "train"))
+    filesystem, path = arrow_filesystem(plan.place)
     resources = {"CPU": float(job.resources.threads)}
     trainer = TorchTrainer(
         train_worker,
@@ -155,13 +154,13 @@ def _run_workers(plan: WorkerPlan, run: str) -> tuple[Progress, Any]:
             resources_per_worker=resources | ({"GPU": 1.0} if job.resources.gpu else {}),
         ),
         run_config=ray.train.RunConfig(
-            name=run,
+            name=plan.run,
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=job.training.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-            worker_runtime_env={"env_vars": _WORKER_ENVIRONMENT},
+            worker_runtime_env={"env_vars": cluster.worker_environment()},
         ),
     )
     try:

@@ -1,0 +1,35 @@
+# Every target builds .venv from the pinned constraints when it is missing.
+PYTHON ?= python3.11
+BIN := .venv/bin
+export RAY_USAGE_STATS_ENABLED := 0
+export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO := 0
+
+.PHONY: demo test check bench real clean
+
+.venv: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt hatchling editables
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	touch .venv
+
+demo: .venv
+	$(BIN)/geobatch demo
+
+test: .venv
+	$(BIN)/python -m pytest
+
+check: .venv
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+bench: .venv
+	$(BIN)/python benchmarks/scoring.py
+
+# Ingests, scores with the demo's bundle, exports and pictures the real surveys under GEOBATCH_TEST_DATA.
+real: .venv
+	$(BIN)/python jobs/score_real.py "$(GEOBATCH_TEST_DATA)" demo-output/real
+
+clean:
+	rm -rf .venv demo-output dist build

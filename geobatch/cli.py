@@ -1,0 +1,231 @@
+"""The command line: names, options and exit codes; the work is done elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from geobatch.errors import GeobatchError
+
+INTERRUPTED = 130
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+messages = Console(stderr=True, highlight=False)
+
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, replaces a key of the job file.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Source = Annotated[str, typer.Argument(help="s3://bucket/key or a path.")]
+
+
+@app.command()
+def ingest(
+    src: Source,
+    dst: Annotated[str, typer.Argument(help="URL of the survey to write.")],
+    inline_byte: Annotated[int, typer.Option(help="First trace header byte of the inline number.")] = 189,
+    crossline_byte: Annotated[int, typer.Option(help="First trace header byte of the crossline number.")] = 193,
+    x_byte: Annotated[int, typer.Option(help="First trace header byte of cdp_x.")] = 181,
+    y_byte: Annotated[int, typer.Option(help="First trace header byte of cdp_y.")] = 185,
+    crs: Annotated[str | None, typer.Option(help="Coordinate reference system, such as EPSG:23031.")] = None,
+    quantity: Annotated[str | None, typer.Option(help="amplitude or velocity; found in the headers if absent.")] = None,
+    domain: Annotated[str | None, typer.Option(help="time or depth; found in the headers if absent.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a survey that is there already.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a survey (sharded Zarr) from a raw file."""
+    from geobatch.formats import find_ingest
+    from geobatch.formats.segy import SegyLayout
+
+    layout = SegyLayout(inline=inline_byte, crossline=crossline_byte, cdp_x=x_byte, cdp_y=y_byte)
+    run_ingest = find_ingest(src)
+    with _progress("ingest", "tasks") as update:
+        summary = run_ingest(
+            src,
+            dst,
+            layout=layout,
+            crs=crs,
+            quantity=quantity,
+            domain=domain,
+            overwrite=overwrite,
+            progress=lambda phase, done, total: update(done, total, phase),
+        )
+    _print_result(summary, as_json)
+
+
+@app.command()
+def inspect(url: Source, as_json: AsJson = False) -> None:
+    """What a survey holds: geometry, units, values, dead traces."""
+    from geobatch.inspect import inspect_survey, render_text
+
+    info = inspect_survey(url)
+    if as_json:
+        _print_result(info, True)
+    else:
+        print(render_text(info))
+
+
+@app.command()
+def run(
+    job_file: Annotated[str, typer.Argument(help="A job file.")],
+    overrides: Overrides = None,
+    force: Annotated[bool, typer.Option(help="Score data of another kind than the bundle's.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a job: train or score."""
+    from geobatch.job import load_job
+    from geobatch.run import run_job
+
+    job = load_job(job_file, overrides or [])
+    with _progress(job.name, "blocks" if job.job == "score" else "steps") as update:
+        result = run_job(job, force=force, on_progress=update)
+    _print_result(result, as_json)
+
+
+@app.command()
+def plan(job_file: Annotated[str, typer.Argument(help="A job file.")], overrides: Overrides = None) -> None:
+    """Blocks, patch, bytes and memory of a scoring job, without running it."""
+    from geobatch.job import load_job
+    from geobatch.run import forecast
+
+    _print_result(forecast(load_job(job_file, overrides or [])), True)
+
+
+@app.command()
+def export(
+    src: Source,
+    dst: Annotated[str, typer.Argument(help="URL of the SEG-Y file to write.")],
+    variable: Annotated[str | None, typer.Option(help="class_map, probability:NAME or the survey's volume.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a file that is there already.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a survey or a scored survey as SEG-Y with the headers of its source."""
+    from geobatch.formats.segy_export import export_segy
+
+    _print_result(export_segy(src, dst, variable=variable, overwrite=overwrite), as_json)
+
+
+@app.command()
+def report(
+    output: Annotated[str, typer.Argument(help="URL of a scored survey.")],
+    to: Annotated[str | None, typer.Option(help="Where the HTML file goes; beside the output by default.")] = None,
+    labels: Annotated[str | None, typer.Option(help="URL of true labels to compare with.")] = None,
+    inline: Annotated[int | None, typer.Option(help="Inline number to show; the middle one by default.")] = None,
+    crossline: Annotated[int | None, typer.Option(help="Crossline number to show.")] = None,
+    sample: Annotated[float | None, typer.Option(help="Time or depth of the slice to show.")] = None,
+) -> None:
+    """Write one self-contained HTML page about a scored survey."""
+    from geobatch.report import SectionChoice, write_report
+
+    choice = SectionChoice(inline=inline, crossline=crossline, sample=sample)
+    print(write_report(output, to, choice=choice, labels=labels))
+
+
+@app.command()
+def evaluate(
+    scored: Annotated[str, typer.Argument(help="URL of a scored survey.")],
+    labels: Annotated[str, typer.Argument(help="URL of true labels on the same grid.")],
+    as_json: AsJson = False,
+) -> None:
+    """Pixel accuracy, mean class accuracy, FWIoU and F1 per class of a scored survey."""
+    from geobatch.train.evaluate import evaluate as run_evaluate
+
+    _print_result(run_evaluate(scored, labels), as_json)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of job files."""
+    from geobatch.job import job_schema
+
+    print(json.dumps(job_schema(), indent=2))
+
+
+@app.command()
+def demo(
+    keep: Annotated[str | None, typer.Option(help="Folder for the report and exported files.")] = None,
+) -> None:
+    """Run the whole line on synthetic surveys against an S3 server started here."""
+    from geobatch.demo import run_demo
+
+    run_demo(Path(keep) if keep else Path("demo-output"))
+
+
+def main() -> None:
+    """Run the command line; errors of ours become one sentence and an exit code."""
+    try:
+        app(standalone_mode=False)
+    except GeobatchError as error:
+        messages.print(f"[bold red]{type(error).__name__}[/]", end=" ")
+        messages.print(str(error), markup=False)
+        _leave(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        messages.print("Interrupted. What is done is kept: run the same command to go on.")
+        _leave(INTERRUPTED)
+    except typer.Exit as end:
+        _leave(end.exit_code)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        messages.print(error.format_message(), markup=False)
+        _leave(2)
+    _leave(0)
+
+
+def _leave(code: int) -> None:
+    """End with `code`, and with any Ray cluster that this process started."""
+    if "ray" in sys.modules:
+        from geobatch import cluster
+
+        cluster.disconnect()
+    sys.exit(code)
+
+
+def _print_result(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result, indent=2, default=str))
+        return
+    from rich.pretty import pprint
+
+    pprint(result, console=Console(highlight=True), expand_all=True)
+
+
+class _progress:  # noqa: N801
+    """A bar when a person watches, a plain line every few seconds when not."""
+
+    def __init__(self, title: str, unit: str) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._title, self._unit = title, unit
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+        self._bar = Progress(*columns, TimeElapsedColumn(), console=messages, disable=not messages.is_terminal)
+        self._last_line = 0.0
+
+    def __enter__(self) -> Callable[[int, int, str], None]:
+        self._bar.start()
+        task = self._bar.add_task(self._title, total=None)
+        told = ""
+
+        def update(done: int, total: int, news: str = "") -> None:
+            nonlocal told
+            self._bar.update(task, completed=done, total=total)
+            if news != told:
+                told = news
+                messages.print(news)
+            due = time.monotonic() - self._last_line > 5 or done == total
+            if not messages.is_terminal and due:
+                self._last_line = time.monotonic()
+                messages.print(f"{self._title}: {done} of {total} {self._unit}")
+
+        return update
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The Ray cluster a job runs on."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+OBJECT_STORE_BYTES = 256 * 2**20
+# glibc returns and re-faults the pages of every large tensor by default, which costs half of the time on a CPU.
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "MALLOC_ARENA_MAX": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+AWS_VARIABLES = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_DEFAULT_REGION",
+    "AWS_REGION",
+    "AWS_PROFILE",
+)
+
+
+def connect(cpus: int | None = None) -> None:
+    """Join the cluster that `RAY_ADDRESS` names, or start one on this machine; nothing when already connected.
+
+    No voxel crosses Ray, so a local cluster gets a small object store.
+
+    Args:
+        cpus: CPUs a local cluster should offer at least; the machine's own count when that is more.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if not os.environ.get("RAY_ADDRESS"):
+        options |= {
+            "num_cpus": max(cpus or 1, os.cpu_count() or 1),
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "address": "local",
+        }
+    ray.init(**options)
+
+
+def disconnect() -> None:
+    """Leave the cluster; one that `connect` started ends with it, Serve included."""
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()
+
+
+def worker_environment() -> dict[str, str]:
+    """Environment variables of workers: the allocator's settings and the driver's AWS environment."""
+    return {**ALLOCATOR, **{name: os.environ[name] for name in AWS_VARIABLES if name in os.environ}}

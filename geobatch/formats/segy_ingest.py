@@ -1,0 +1,273 @@
+"""SEG-Y to survey: scan the headers, make the grid, write every column of shards; the file itself is never copied.
+
+open_segy → scan (tasks over slabs) → judge, make_grid → write_column (tasks over columns) → finish_group
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from geobatch.errors import DataError, UsageError
+from geobatch.fanout import FanOut, Progress, in_order, open_fanout
+from geobatch.formats.segy import TRACE_HEADER_BYTES, SegyFile, SegyLayout, open_segy
+from geobatch.formats.segy_geometry import make_grid
+from geobatch.formats.segy_meaning import Domain, Quantity, SampleUnit, judge
+from geobatch.formats.segy_scan import TraceTable, merge_tables, scan_slab, slabs
+from geobatch.formats.segy_survey import Size3, describe, identity_of, sample_axis, small_arrays, volume_specs
+from geobatch.shards import (
+    ArraySpec,
+    create_arrays,
+    encode_shard,
+    finish_group,
+    shard_grid,
+    shard_indices,
+    shard_key,
+    shard_region,
+)
+from geobatch.storage import absolute_url, open_storage, split_url
+from geobatch.survey import VOLUME_AXES
+
+SMALL_FILE_BYTES = 64 * 2**20
+SLAB_BYTES = 32 * 2**20
+READERS = 4
+RUN_BYTES = 8 * 2**20
+# A gap this small between wanted traces costs less to read than another request.
+GAP_BYTES = 128 * 2**10
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of shards: all samples of a range of inlines and crosslines.
+
+    Attributes:
+        index: Position in the shard grid, inline and crossline.
+        traces: Ordinal of each trace in the file, `(inline, crossline)` int32, -1 where there is none.
+    """
+
+    index: tuple[int, int]
+    traces: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where columns go: the survey's URL and the two sharded arrays."""
+
+    url: str
+    volume: ArraySpec
+    headers: ArraySpec
+
+
+def ingest(
+    src_url: str,
+    dst_url: str,
+    *,
+    layout: SegyLayout | None = None,
+    crs: str | None = None,
+    quantity: Quantity | None = None,
+    domain: Domain | None = None,
+    sample_interval: float | None = None,
+    sample_unit: SampleUnit | None = None,
+    sample_start: float | None = None,
+    chunk: Size3 = (64, 64, 64),
+    shard: Size3 = (128, 128, 128),
+    overwrite: bool = False,
+    num_cpus: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """A summary of the survey written to `dst_url` from the 3-D post-stack SEG-Y file at `src_url`.
+
+    Args:
+        src_url: SEG-Y file on S3 or a file system; sample formats 1, 2, 3, 5 and 8, either byte order, any trace order.
+        dst_url: Where the survey goes; it opens only after the last write.
+        layout: Trace header positions, SEG-Y rev 1 by default.
+        crs: Coordinate reference system of cdp_x and cdp_y, such as `EPSG:23031`.
+        quantity: What the samples are; judged from the file when not given.
+        domain: Vertical axis; judged from the file when not given.
+        sample_interval: Step of the vertical axis in `sample_unit`; from the file when not given.
+        sample_unit: Unit of the vertical axis; feet are converted to metres.
+        sample_start: First value of the vertical axis; the delay of the traces when not given.
+        chunk: Unit of reading `(inline, crossline, sample)`, clipped to the survey.
+        shard: Unit of writing, a multiple of `chunk`, clipped to the survey.
+        overwrite: Replace a complete survey.
+        num_cpus: CPUs of the local Ray cluster when this process is connected to none.
+        progress: Called with phase, tasks done and tasks in all.
+
+    Raises:
+        NotFoundError: no such file.
+        FormatError: the file is damaged or of an unsupported format.
+        GeometryError: its traces make no regular grid.
+        UsageError: a complete survey is there already, or options contradict each other.
+    """
+    src_url, dst_url = absolute_url(src_url), absolute_url(dst_url)
+    layout = layout or SegyLayout()
+    _check_multiple(chunk, shard)
+    file = open_segy(src_url)
+    _refuse_existing(dst_url, overwrite)
+    with open_fanout(small=file.size_bytes <= SMALL_FILE_BYTES, num_cpus=num_cpus) as fanout:
+        table = scan(file, layout, fanout, progress)
+        meaning = judge(
+            file,
+            table,
+            quantity=quantity,
+            domain=domain,
+            sample_interval=sample_interval,
+            sample_unit=sample_unit,
+        )
+        grid = make_grid(table, layout, src_url)
+        samples = sample_axis(file, table, meaning, sample_start)
+        target = Target(dst_url, *volume_specs(file, grid, meaning, chunk, shard))
+        small, values = small_arrays(file, table, grid, meaning, samples, crs)
+        if overwrite:
+            _remove(dst_url)
+        specs = [target.volume, target.headers, *small]
+        create_arrays(dst_url, specs, values)
+        digests = _write_columns(file, target, values["trace_index"], fanout, progress)
+    _refuse_changed(file)
+    info = describe(file, table, grid, meaning, layout, crs, identity_of(digests, values))
+    finish_group(dst_url, specs, {"geobatch": info})
+    return {"url": dst_url, "shape": list(target.volume.shape), "shards": len(digests), **info}
+
+
+def scan(file: SegyFile, layout: SegyLayout, fanout: FanOut, progress: Progress | None = None) -> TraceTable:
+    """The trace table of the whole file, from one task per slab."""
+    function = functools.partial(scan_slab, file=file, layout=layout)
+    parts = slabs(file, SLAB_BYTES)
+    tables = in_order(fanout, function, parts, task_bytes=3 * SLAB_BYTES, phase="scan", progress=progress)
+    return merge_tables(tables)
+
+
+def write_column(column: Column, file: SegyFile, target: Target) -> list[str]:
+    """The SHA-256 of each shard of one column, top to bottom, after all of them are stored."""
+    samples, headers = read_column(column, file)
+    storage = open_storage(target.url)
+    storage.put(shard_key(target.headers, (*column.index, 0)), encode_shard(target.headers, headers))
+    digests = []
+    for k in range(shard_grid(target.volume)[2]):
+        index = (*column.index, k)
+        part = samples[:, :, shard_region(target.volume, index)[2]]
+        data = encode_shard(target.volume, np.ascontiguousarray(part))
+        storage.put(shard_key(target.volume, index), data)
+        digests.append(hashlib.sha256(data).hexdigest())
+    return digests
+
+
+def read_column(column: Column, file: SegyFile) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """Samples `(inline, crossline, sample)` float32, NaN where there is no trace, and raw trace headers, zero there.
+
+    Each thread places what it has read at once, so that memory stays at the column and one run per thread.
+    """
+    samples = np.full((*column.traces.shape, file.sample_count), np.nan, np.float32)
+    headers = np.zeros((*column.traces.shape, TRACE_HEADER_BYTES), np.uint8)
+    inline_index, crossline_index = np.nonzero(column.traces >= 0)
+    ordinals = column.traces[inline_index, crossline_index]
+    order = np.argsort(ordinals)
+    inline_index, crossline_index, ordinals = inline_index[order], crossline_index[order], ordinals[order]
+
+    def place(run: slice) -> None:
+        wanted = ordinals[run]
+        raw = file.read_traces(int(wanted[0]), int(wanted[-1] - wanted[0]) + 1)
+        raw = raw[wanted - wanted[0]]
+        samples[inline_index[run], crossline_index[run]] = file.decode(raw)
+        headers[inline_index[run], crossline_index[run]] = raw[:, :TRACE_HEADER_BYTES]
+
+    with ThreadPoolExecutor(READERS) as readers:
+        for _ in readers.map(place, runs(ordinals, file.trace_bytes)):
+            pass
+    return samples, headers
+
+
+def runs(ordinals: npt.NDArray[np.int32], trace_bytes: int) -> list[slice]:
+    """Parts of ascending trace ordinals to be read by one request each: small gaps bridged, size bounded."""
+    found: list[slice] = []
+    start = 0
+    for i in range(1, len(ordinals) + 1):
+        if i < len(ordinals):
+            gap = (int(ordinals[i] - ordinals[i - 1]) - 1) * trace_bytes
+            size = (int(ordinals[i] - ordinals[start]) + 1) * trace_bytes
+            if gap <= GAP_BYTES and size <= RUN_BYTES:
+                continue
+        found.append(slice(start, i))
+        start = i
+    return found
+
+
+def _write_columns(
+    file: SegyFile,
+    target: Target,
+    trace_index: npt.NDArray[np.int32],
+    fanout: FanOut,
+    progress: Progress | None,
+) -> list[str]:
+    """The SHA-256 of every shard of the volume, in the order of the shard grid."""
+    columns = [
+        Column((i, j), trace_index[shard_region(target.headers, (i, j, 0))[:2]])
+        for i, j, _ in shard_indices(target.headers)
+    ]
+    function = functools.partial(write_column, file=file, target=target)
+    digests = in_order(
+        fanout, function, columns, task_bytes=_column_bytes(file, target), phase="write", progress=progress
+    )
+    return [digest for column in digests for digest in column]
+
+
+def _column_bytes(file: SegyFile, target: Target) -> int:
+    """Peak memory of one write task: the column, the runs being read, one shard while it is encoded."""
+    inlines, crosslines, samples = target.volume.shards
+    column = inlines * crosslines * (file.sample_count * 4 + TRACE_HEADER_BYTES)
+    return column + 3 * READERS * (RUN_BYTES + file.trace_bytes) + 4 * 4 * inlines * crosslines * samples
+
+
+def _check_multiple(chunk: Size3, shard: Size3) -> None:
+    for axis, c, s in zip(VOLUME_AXES, chunk, shard, strict=True):
+        if c < 1 or s < c or s % c:
+            raise UsageError(
+                "shard is no whole multiple of the chunk", where=axis, measured=f"shard {s}, chunk {c}", limit="s = k c"
+            )
+
+
+def _refuse_existing(url: str, overwrite: bool) -> None:
+    """Only a complete group opens, so only that is worth protecting; what was left unfinished is written again."""
+    storage = open_storage(url)
+    if not storage.exists("zarr.json"):
+        return
+    if not overwrite:
+        raise UsageError(
+            "a survey is there already", where=url, remedy="Give another output, or --overwrite to replace it."
+        )
+    info = json.loads(storage.get("zarr.json")).get("attributes", {}).get("geobatch", {})
+    if info.get("kind") != "volume":
+        raise UsageError("what is there is no ingested survey, and is not overwritten", where=url)
+
+
+def _remove(url: str) -> None:
+    """Remove a survey's group first, so that it no longer opens, then the arrays that the group names."""
+    storage = open_storage(url)
+    if not storage.exists("zarr.json"):
+        return
+    group = json.loads(storage.get("zarr.json"))
+    storage.delete("zarr.json")
+    for name in group["consolidated_metadata"]["metadata"]:
+        for key, _ in list(storage.list(f"{name}/")):
+            storage.delete(key)
+
+
+def _refuse_changed(file: SegyFile) -> None:
+    """The scan and the columns read the file at different times: it must have been the same one."""
+    root, name = split_url(file.url)
+    version = open_storage(root).version(name)
+    if version != file.version:
+        raise DataError(
+            "file changed while it was being read",
+            where=file.url,
+            measured=f"version {version}",
+            limit=f"version {file.version}",
+            remedy="Run ingest again when nothing writes the file.",
+        )

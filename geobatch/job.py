@@ -1,0 +1,143 @@
+"""Job files: one YAML document, a strict schema, the same for a laptop and a cluster."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from geobatch.errors import UsageError
+from geobatch.score.spec import ScoreJob
+from geobatch.storage import open_storage, split_url
+from geobatch.train.spec import TrainJob
+
+Job = ScoreJob | TrainJob
+JOBS: dict[str, type[ScoreJob] | type[TrainJob]] = {"score": ScoreJob, "train": TrainJob}
+
+
+def load_job(url: str, overrides: Sequence[str] = ()) -> Job:
+    """The job in the YAML file at `url`, with `key=value` overrides applied, checked against its schema.
+
+    Args:
+        url: Path or URL of the file.
+        overrides: Such as `output=s3://bucket/scored` or `resources.replicas=4`; values are YAML.
+
+    Raises:
+        UsageError: the file does not read, a key is unknown (the nearest known one is named) or a value is wrong.
+    """
+    root, name = split_url(url)
+    try:
+        document = yaml.safe_load(open_storage(root).get(name))
+    except yaml.YAMLError as error:
+        raise UsageError("job file is not YAML", where=url, measured=str(error).replace("\n", " ")) from error
+    if not isinstance(document, dict):
+        raise UsageError("job file holds no mapping", where=url, measured=type(document).__name__)
+    for override in overrides:
+        _override(document, override)
+    return parse_job(document, url)
+
+
+def parse_job(document: Mapping[str, Any], where: str = "job") -> Job:
+    """A job from a mapping.
+
+    Raises:
+        UsageError: as `load_job`.
+    """
+    kind = document.get("job")
+    if kind not in JOBS:
+        near = _nearest(str(kind), list(JOBS))
+        raise UsageError("unknown job", where=where, measured=f"job: {kind}", limit=" or ".join(JOBS), remedy=near)
+    schema = JOBS[kind]
+    try:
+        return schema.model_validate(document)
+    except ValidationError as error:
+        raise _explained(error, schema, where) from None
+
+
+def job_schema() -> dict[str, Any]:
+    """The JSON Schema of every job, so that editors complete job files."""
+    definitions: dict[str, Any] = {}
+    kinds = []
+    for schema in JOBS.values():
+        document = schema.model_json_schema(ref_template="#/$defs/{model}")
+        definitions |= document.pop("$defs", {})
+        definitions[schema.__name__] = document
+        kinds.append({"$ref": f"#/$defs/{schema.__name__}"})
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "oneOf": kinds, "$defs": definitions}
+
+
+def _override(document: dict[str, Any], override: str) -> None:
+    """Set the dotted key to the YAML value."""
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise UsageError("override is not key=value", where="--set", measured=override)
+    *parents, last = key.split(".")
+    place: Any = document
+    for part in parents:
+        place = place.setdefault(part, {}) if isinstance(place, dict) else _item(place, part, override)
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UsageError("override's value is not YAML", where="--set", measured=override) from error
+    if isinstance(place, list):
+        place[_index(place, last, override)] = parsed
+    elif isinstance(place, dict):
+        place[last] = parsed
+    else:
+        raise UsageError("override goes into a key that holds no mapping", where="--set", measured=override)
+
+
+def _item(place: Any, part: str, override: str) -> Any:
+    if not isinstance(place, list):
+        raise UsageError("override goes into a key that holds no mapping", where="--set", measured=override)
+    return place[_index(place, part, override)]
+
+
+def _index(place: list[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(place):
+        raise UsageError("override names no item of the list", where="--set", measured=override, limit=len(place))
+    return int(part)
+
+
+def _explained(error: ValidationError, schema: type[BaseModel], where: str) -> UsageError:
+    """The first fault of a job file as one sentence, an unknown key with the nearest known one."""
+    fault = error.errors()[0]
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(schema, fault["loc"][:-1])
+        near = _nearest(str(fault["loc"][-1]), known)
+        return UsageError("unknown key", where=where, measured=key, limit=f"one of {', '.join(known)}", remedy=near)
+    if fault["type"] == "missing":
+        return UsageError("key is missing", where=where, limit=key, remedy="geobatch schema lists every key.")
+    return UsageError(f"{key}: {fault['msg']}", where=where, measured=repr(fault["input"])[:200])
+
+
+def _known_keys(schema: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+    """The keys a mapping inside a job may hold, found in the schema's JSON form."""
+    document = schema.model_json_schema()
+    definitions = document.get("$defs", {})
+    place: dict[str, Any] = document
+    for part in path:
+        choices = [_resolved(choice, definitions) for choice in place.get("anyOf", place.get("oneOf", [place]))]
+        if isinstance(part, int):
+            place = _resolved(choices[0].get("items", {}), definitions)
+        else:
+            found = [c["properties"][part] for c in choices if part in c.get("properties", {})]
+            tagged = [c for c in choices if part in str(c.get("properties", {}).get("step", {}))]
+            place = _resolved((found or tagged or [{}])[0], definitions)
+    choices = [_resolved(choice, definitions) for choice in place.get("anyOf", place.get("oneOf", [place]))]
+    return sorted({name for choice in choices for name in choice.get("properties", {})})
+
+
+def _resolved(place: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    reference = place.get("$ref", "")
+    found: dict[str, Any] = definitions[reference.rsplit("/", 1)[-1]] if reference else place
+    return found
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"Did you mean {near[0]}?" if near else ""

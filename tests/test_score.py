@@ -1,0 +1,275 @@
+"""The scoring line through real Serve replicas, against one forward pass over the whole survey."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import pytest
+import torch
+import yaml
+from surveys import CLASSES, STEPS, random_volume, write_bundle, write_survey
+
+from geobatch.errors import MismatchError, UsageError
+from geobatch.job import parse_job
+from geobatch.local_s3 import LocalS3
+from geobatch.models.bundle import load_bundle
+from geobatch.preprocess import Chain
+from geobatch.run import forecast, run_job
+from geobatch.score.spec import ScoreJob
+from geobatch.storage import join_url, open_storage
+from geobatch.survey import open_survey, valid_volume
+
+SHAPE = (45, 38, 51)
+
+
+@pytest.fixture
+def place(s3: str) -> str:
+    """A prefix holding a survey and a bundle."""
+    volume = write_survey(join_url(s3, "survey"), random_volume(SHAPE))
+    write_bundle(join_url(s3, "bundle"), volume)
+    return s3
+
+
+def job_at(place: str, **keys: Any) -> dict[str, Any]:
+    return {
+        "job": "score",
+        "survey": join_url(place, "survey"),
+        "bundle": join_url(place, "bundle"),
+        "output": join_url(place, "scored"),
+        "shard": [16, 32, 32],
+        "chunk": [16, 16, 16],
+        "probabilities": "float32",
+        "resources": {"replicas": 2, "cpus": 0.5},
+        **keys,
+    }
+
+
+def whole_volume(place: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Class probabilities of one forward pass over the survey, and which samples are valid."""
+    volume = valid_volume(open_survey(join_url(place, "survey"))).load().chunk()
+    chain = Chain.model_validate(STEPS).fit(volume)
+    prepared = chain.apply(volume).values
+    x = torch.from_numpy(np.nan_to_num(prepared))[None, None]
+    with torch.inference_mode():
+        logits_K = load_bundle(join_url(place, "bundle")).network()(x)[0]
+    return torch.softmax(logits_K, 0).numpy(), np.isfinite(prepared)
+
+
+def require_equal_to_whole(place: str, output: str) -> None:
+    scored = open_survey(output)
+    probability, valid = whole_volume(place)
+    assert 0 < (~valid).sum() < valid.size / 2, "the survey has holes"
+    assert len(np.unique(probability.argmax(axis=0))) == len(CLASSES), "every class occurs"
+    np.testing.assert_array_equal(np.isfinite(scored["probability"].values[0]), valid)
+    np.testing.assert_allclose(scored["probability"].values[:, valid], probability[:, valid], atol=1e-5)
+    ordered = np.sort(probability, axis=0)
+    sure = valid & (ordered[-1] - ordered[-2] > 1e-5)
+    assert sure.sum() > 0.99 * valid.sum()
+    np.testing.assert_array_equal(scored["class_map"].values[sure], probability.argmax(axis=0)[sure])
+    assert (scored["class_map"].values[~valid] == 255).all()
+
+
+def shard_bytes(output: str) -> dict[str, bytes]:
+    storage = open_storage(output)
+    return {key: storage.get(key) for key, _ in storage.list() if "/c/" in key and not key.startswith("_geobatch")}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_scored_survey_equals_the_whole_in_one_piece(place: str) -> None:
+    layouts: list[dict[str, Any]] = [
+        {"shard": [16, 32, 32]},
+        {"shard": [48, 16, 64], "chunk": [16, 16, 32], "patch": [36, 36, 36], "batch": 2},
+        {"shard": [64, 64, 64], "chunk": [32, 32, 32], "resources": {"replicas": 1}},
+    ]
+    for number, layout in enumerate(layouts):
+        output = join_url(place, f"scored-{number}")
+        summary = run_job(parse_job(job_at(place, output=output, **layout)))
+        assert summary["blocks"]["dead"] == 0
+        require_equal_to_whole(place, output)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_second_run_scores_nothing_and_changes_nothing(place: str) -> None:
+    job = parse_job(job_at(place))
+    run_job(job)
+    before = shard_bytes(job.output)
+    summary = run_job(job)
+    assert summary["blocks"]["scored"] == 0
+    assert shard_bytes(job.output) == before
+    assert {key for key, _ in open_storage(job.output).list("_geobatch")} == {
+        f"_geobatch/{name}.json" for name in ("job", "plan", "run", "manifest", "dead_letters")
+    }
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_region_grows_and_keeps_what_was_scored(place: str) -> None:
+    part = run_job(parse_job(job_at(place, region={"inline": [100, 110]})))
+    assert part["blocks"] == {"wanted": 4, "kept": 0, "scored": 4, "dead": 0, "adopted": 0}
+    rest = run_job(parse_job(job_at(place, resources={"replicas": 1})))
+    assert (rest["blocks"]["kept"], rest["blocks"]["scored"]) == (4, 8)
+    require_equal_to_whole(place, join_url(place, "scored"))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_shards_without_receipts_are_verified_and_adopted(place: str) -> None:
+    job = parse_job(job_at(place))
+    run_job(job)
+    before = shard_bytes(job.output)
+    open_storage(job.output).delete("_geobatch/manifest.json")
+    summary = run_job(job)
+    assert summary["blocks"]["adopted"] == summary["blocks"]["scored"] == 12 - 0
+    assert shard_bytes(job.output) == before
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_same_job_file_runs_on_s3_and_on_local_disk(place: str, tmp_path: Path) -> None:
+    run_job(parse_job(job_at(place)))
+    run_job(parse_job(job_at(place, output=str(tmp_path / "scored"))))
+    assert shard_bytes(join_url(place, "scored")) == shard_bytes(str(tmp_path / "scored"))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_damaged_shard_becomes_a_dead_letter_and_the_rest_is_scored(place: str) -> None:
+    job = parse_job(job_at(place, attempts=2))
+    run_job(job)
+    storage = open_storage(job.output)
+    storage.delete("_geobatch/manifest.json")
+    storage.put("class_map/c/1/0/0", b"")
+    with pytest.raises(Exception, match=r"1 of 12 blocks could not be scored.*damaged shard") as failure:
+        run_job(job)
+    assert failure.value.exit_code == 4
+    (letter,) = json.loads(storage.get("_geobatch/dead_letters.json"))
+    assert (letter["block"], letter["attempts"]) == ("1/0/0", 2)
+    assert letter["region"]["inline"] == [132, 162]
+    assert "Traceback" in letter["traceback"]
+    assert open_survey(job.output).attrs["geobatch"]["state"] == "incomplete"
+    storage.delete("class_map/c/1/0/0")
+    run_job(job)
+    require_equal_to_whole(place, job.output)
+
+
+def test_changed_settings_are_refused_by_name(place: str, ray_cluster: None) -> None:
+    run_job(parse_job(job_at(place, region={"inline": [100, 101]})))
+    with pytest.raises(MismatchError, match="probabilities: uint8 now, float32 then"):
+        run_job(parse_job(job_at(place, probabilities="uint8")))
+    with pytest.raises(MismatchError, match="statistics: bundle now, survey then"):
+        run_job(parse_job(job_at(place, statistics="bundle")))
+    write_survey(join_url(place, "survey"), random_volume(SHAPE, seed=1), identity="another")
+    with pytest.raises(MismatchError, match="survey_identity: another now, test-survey then"):
+        run_job(parse_job(job_at(place)))
+
+
+def test_wrong_quantity_and_axis_are_refused_with_the_reason(place: str) -> None:
+    write_survey(join_url(place, "survey"), random_volume(SHAPE), quantity="velocity", domain="depth", sample_unit="m")
+    with pytest.raises(MismatchError, match=r"found velocity in depth \(m\); expected amplitude in time \(ms\)"):
+        run_job(parse_job(job_at(place)))
+    assert not list(open_storage(join_url(place, "scored")).list()), "nothing was written"
+
+
+def test_memory_that_cannot_fit_is_refused_with_figures(place: str) -> None:
+    with pytest.raises(UsageError, match=r"GiB projected per replica .*at most 0.50 GiB"):
+        run_job(parse_job(job_at(place, resources={"memory_gib": 0.5})))
+
+
+def test_forecast_states_blocks_patch_and_memory(place: str) -> None:
+    told = forecast(parse_job(job_at(place)))
+    assert (told["blocks"], told["voxels"]) == (12, np.prod(SHAPE))
+    assert told["memory_per_replica"]["projected_gib"] > 0.7
+    assert told["redundancy"] > 1
+
+
+def test_output_that_is_something_else_is_left_alone(place: str) -> None:
+    before = shard_bytes(join_url(place, "survey"))
+    with pytest.raises(UsageError, match="no scoring run"):
+        run_job(parse_job(job_at(place, output=join_url(place, "survey"))))
+    assert shard_bytes(join_url(place, "survey")) == before
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_killed_replicas_cost_time_only(place: str) -> None:
+    import ray
+    from ray import serve
+
+    run_job(parse_job(job_at(place, output=join_url(place, "undisturbed"))))
+    killed: list[int] = []
+
+    def kill(done: int, total: int, news: str) -> None:
+        if done in (2, 5):
+            workers = [p for p in psutil.process_iter(["name", "cmdline"]) if _is_replica(p)]
+            for process in workers[:1]:
+                os.kill(process.pid, signal.SIGKILL)
+                killed.append(process.pid)
+
+    job = parse_job(job_at(place))
+    summary = run_job(job, on_progress=kill)
+    assert len(killed) == 2
+    assert summary["blocks"]["dead"] == 0
+    assert summary["blocks"]["scored"] == 12
+    assert shard_bytes(job.output) == shard_bytes(join_url(place, "undisturbed"))
+    assert ray.is_initialized()
+    assert serve.status().applications == {}, "no application is left behind"
+
+
+def _is_replica(process: psutil.Process) -> bool:
+    return any("ServeReplica" in part for part in process.info["cmdline"] or [])
+
+
+def test_killed_driver_costs_only_the_blocks_in_flight(place: str, s3_server: LocalS3, tmp_path: Path) -> None:
+    job = job_at(place, shard=[16, 16, 16], resources={"replicas": 1})
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(job))
+    output, total = job["output"], 3 * 3 * 4
+    command = [sys.executable, "-m", "geobatch.cli", "run", str(path), "--json"]
+    environment = {**os.environ, **s3_server.environment}
+    driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    written = _wait_for_shards(output, driver, 8)
+    family = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.wait()
+    _wait_until_gone(family)
+    assert 8 <= written < total
+    before = shard_bytes(output)
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert again.returncode == 0, again.stderr
+    blocks = json.loads(again.stdout)["blocks"]
+    after = shard_bytes(output)
+    assert {key: after[key] for key in before} == before, "a finished shard is never changed"
+    assert blocks["kept"] + blocks["scored"] == total
+    require_equal_to_whole(place, output)
+    undisturbed = job_at(place, shard=[16, 16, 16], resources={"replicas": 2}, output=join_url(place, "undisturbed"))
+    path.write_text(yaml.safe_dump(undisturbed))
+    subprocess.run(command, env=environment, capture_output=True, timeout=240, check=True)
+    assert shard_bytes(undisturbed["output"]) == after
+
+
+def _wait_for_shards(output: str, driver: subprocess.Popen[bytes], count: int) -> int:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and driver.poll() is None:
+        with contextlib.suppress(OSError):
+            written = sum(key.startswith("class_map/c/") for key, _ in open_storage(output).list("class_map"))
+            if written >= count:
+                return written
+        time.sleep(0.05)
+    raise AssertionError(f"driver ended with {driver.poll()} before {count} blocks were written")
+
+
+def _wait_until_gone(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=60)
+    assert not alive, f"left behind: {alive}"
+
+
+def test_job_schema_has_every_key_of_a_score_job() -> None:
+    from geobatch.job import job_schema
+
+    assert set(ScoreJob.model_fields) == set(job_schema()["$defs"]["ScoreJob"]["properties"])
