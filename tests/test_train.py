@@ -60,7 +60,7 @@ def train_workers() -> list[psutil.Process]:
 
 def kill_one_worker_after_an_epoch(output: str, killed: list[int]) -> None:
     storage = open_storage(output)
-    while not any(key.endswith("progress.json") for key, _ in storage.list("_geobatch")):
+    while not any(key.endswith("optimizer.pt") for key, _ in storage.list("_geobatch")):
         time.sleep(0.1)
     worker = train_workers()[0]
     os.kill(worker.pid, signal.SIGKILL)

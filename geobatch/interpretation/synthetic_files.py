@@ -33,7 +33,7 @@ AZIMUTH_DEG = 30.0
 ORIGIN_M: Final = (600_000.0, 6_070_000.0)
 Size3 = tuple[int, int, int]
 
-_SLAB_INLINES = 8
+_SLAB_CELLS = 2**21
 _PLACE = ("cdp_x", "cdp_y", "inline", "crossline")
 _TRACE_HEADER = np.dtype(
     {
@@ -62,8 +62,9 @@ def write_segy(synthetic: SyntheticSurvey, url: str, format: int = CODE_IBM) -> 
     root, name = split_url(url)
     with open_storage(root).open_writer(name) as write:
         write(_file_header(synthetic, format))
-        for start in range(0, inlines, _SLAB_INLINES):
-            slab = slice(start, min(start + _SLAB_INLINES, inlines))
+        thickness = max(1, _SLAB_CELLS // (crosslines * samples))
+        for start in range(0, inlines, thickness):
+            slab = slice(start, min(start + thickness, inlines))
             amplitude = synthetic.block((slab, slice(0, crosslines), slice(0, samples)))["amplitude"]
             raw = encode_samples(amplitude.reshape(-1, samples), format, ">")
             write(np.concatenate([_trace_headers(synthetic, slab), raw], axis=1).tobytes())
