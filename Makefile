@@ -29,7 +29,7 @@ bench: .venv
 
 # Ingests, scores with the demo's bundle, exports and pictures the real surveys under GEOBATCH_TEST_DATA.
 real: .venv
-	$(BIN)/python jobs/score_real.py "$(GEOBATCH_TEST_DATA)" demo-output/real
+	GEOBATCH=$(BIN)/geobatch jobs/score_real_surveys.sh "$(GEOBATCH_TEST_DATA)" demo-output/real
 
 clean:
 	rm -rf .venv demo-output dist build

@@ -24,11 +24,10 @@ from geobatch import cluster
 from geobatch.formats import ingest
 from geobatch.interpretation.synthetic import CLASSES, SyntheticSurvey
 from geobatch.interpretation.synthetic_files import write_segy, write_survey
-from geobatch.job import parse_job
+from geobatch.job import parse_job, run_job
 from geobatch.models import build_model
 from geobatch.models.bundle import ClassInfo, DataDescription, make_bundle, save_bundle
 from geobatch.preprocess import Chain
-from geobatch.run import run_job
 from geobatch.score.run import versions
 from geobatch.score.spec import ScorePlan
 from geobatch.score.worker import BlockScorer

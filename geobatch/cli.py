@@ -83,8 +83,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a job: train or score."""
-    from geobatch.job import load_job
-    from geobatch.run import run_job
+    from geobatch.job import load_job, run_job
 
     job = load_job(job_file, overrides or [])
     with _progress(job.name, "blocks" if job.job == "score" else "steps") as update:
@@ -95,8 +94,7 @@ def run(
 @app.command()
 def plan(job_file: Annotated[str, typer.Argument(help="A job file.")], overrides: Overrides = None) -> None:
     """Blocks, patch, bytes and memory of a scoring job, without running it."""
-    from geobatch.job import load_job
-    from geobatch.run import forecast
+    from geobatch.job import forecast, load_job
 
     _print_result(forecast(load_job(job_file, overrides or [])), True)
 

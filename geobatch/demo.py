@@ -141,8 +141,7 @@ def _ingest(base: str) -> str:
 
 
 def _train(stages: Stages, base: str) -> str:
-    from geobatch.job import load_job
-    from geobatch.run import run_job
+    from geobatch.job import load_job, run_job
 
     places = [f"output={base}/bundle"]
     for k in range(len(TRAINING_SEEDS)):
@@ -152,8 +151,7 @@ def _train(stages: Stages, base: str) -> str:
 
 
 def _score(stages: Stages, base: str) -> str:
-    from geobatch.job import load_job
-    from geobatch.run import run_job
+    from geobatch.job import load_job, run_job
 
     places = [f"survey={base}/surveys/unseen", f"bundle={base}/bundle", f"output={base}/scored"]
     summary = run_job(load_job(str(JOBS / "score_synthetic.yaml"), places), on_progress=_liner(stages, "blocks"))

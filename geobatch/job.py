@@ -1,9 +1,9 @@
-"""Job files: one YAML document, a strict schema, the same for a laptop and a cluster."""
+"""Jobs: one YAML document, a strict schema, one way to run any of them, the same on a laptop and a cluster."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -67,6 +67,44 @@ def job_schema() -> dict[str, Any]:
         definitions[schema.__name__] = document
         kinds.append({"$ref": f"#/$defs/{schema.__name__}"})
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "oneOf": kinds, "$defs": definitions}
+
+
+def run_job(
+    job: Job, *, force: bool = False, on_progress: Callable[[int, int, str], None] = lambda done, total, news: None
+) -> dict[str, Any]:
+    """Run a job to its end and return its summary.
+
+    Args:
+        job: A job from `load_job` or `parse_job`.
+        force: Score data of another kind than the bundle's.
+        on_progress: Called with how much is done, of how much, and a line of news or an empty string.
+
+    Raises:
+        GeobatchError: see `geobatch.errors`.
+    """
+    if isinstance(job, ScoreJob):
+        from geobatch.score.run import score
+
+        return score(job, force=force, on_progress=lambda progress: on_progress(progress.done, progress.total, ""))
+    from geobatch.models.bundle import load_bundle
+    from geobatch.train.train import train
+
+    bundle = load_bundle(train(job, on_progress)).spec
+    figures = {key: value for key, value in bundle.metrics.items() if key != "history"}
+    return {"bundle": job.output, "hash": bundle.hash, "halo": bundle.reach.halo, **figures}
+
+
+def forecast(job: Job) -> dict[str, Any]:
+    """What a scoring job would do: blocks, patch, redundancy, bytes and memory.
+
+    Raises:
+        UsageError: the job is no scoring job, or memory cannot fit.
+    """
+    from geobatch.score.run import forecast_score
+
+    if not isinstance(job, ScoreJob):
+        raise UsageError("only scoring jobs can be planned", measured=f"job: {job.job}", limit="job: score")
+    return forecast_score(job)
 
 
 def _override(document: dict[str, Any], override: str) -> None:

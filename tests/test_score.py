@@ -21,11 +21,10 @@ import yaml
 from surveys import CLASSES, STEPS, random_volume, write_bundle, write_survey
 
 from geobatch.errors import MismatchError, UsageError
-from geobatch.job import parse_job
+from geobatch.job import forecast, parse_job, run_job
 from geobatch.local_s3 import LocalS3
 from geobatch.models.bundle import load_bundle
 from geobatch.preprocess import Chain
-from geobatch.run import forecast, run_job
 from geobatch.score.spec import ScoreJob
 from geobatch.storage import join_url, open_storage
 from geobatch.survey import open_survey, valid_volume
