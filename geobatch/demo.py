@@ -123,7 +123,7 @@ def _make_raw_files(stages: Stages, base: str) -> str:
 
     surveys = [(f"{k}", SHAPE, seed) for k, seed in enumerate(TRAINING_SEEDS, 1)]
     for name, shape, seed in [*surveys, ("unseen", UNSEEN_SHAPE, UNSEEN_SEED)]:
-        synthetic = SyntheticSurvey(shape, seed)
+        synthetic = SyntheticSurvey.varied(shape, seed)
         write_segy(synthetic, f"{base}/raw/{name}.sgy")
         write_labels(synthetic, f"{base}/labels/{name}")
         stages.console.print(f"  raw/{name}.sgy, {shape[0]} x {shape[1]} traces of {shape[2]} samples")

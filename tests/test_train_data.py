@@ -152,6 +152,20 @@ def test_augmentation_turns_amplitude_and_labels_together_and_keeps_polarity() -
     assert (loud > 0).all()
 
 
+def test_added_noise_is_no_stronger_than_allowed_and_leaves_invalid_samples_alone() -> None:
+    values = np.random.default_rng(3).normal(size=(24, 24, 24)).astype(np.float32)
+    values[5, 5] = np.nan
+    labels = np.zeros(values.shape, np.uint8)
+    reader = PatchReader.split(labelled(values, labels, 1), Chain(), Validation(fraction=0))
+    clean, _ = draw_patch([reader], (24, 24, 24), PLAIN, (0, 0, 0, 0))
+    added = []
+    for item in range(12):
+        noisy, _ = draw_patch([reader], (24, 24, 24), PLAIN.model_copy(update={"noise": 0.5}), (0, 0, 0, item))
+        assert (noisy[5, 5] == 0).all()
+        added.append(float((noisy - clean).std() / clean.std()))
+    assert 0.2 < max(added) < 0.52
+
+
 def test_balance_finds_a_rare_class() -> None:
     labels = np.zeros((32, 32, 32), np.uint8)
     labels[:3, :3, :8] = 1

@@ -9,13 +9,13 @@ same seed gives the same voxels however the survey is cut.
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geobatch.errors import UsageError
-from geobatch.interpretation.hashing import hash_keys, normal, uniform, value_noise
+from geobatch.interpretation.hashing import between, hash_keys, normal, uniform, value_noise
 from geobatch.interpretation.structure import FaultNetwork, Folds, Region
 
 CLASSES: Final = (
@@ -30,7 +30,7 @@ Block = dict[str, NDArray[Any]]
 Indices = NDArray[np.int64]
 Levels = NDArray[np.float64]
 
-_LAYER_BOUNDARY, _LAYER, _UNIT_BOUNDARY, _UNIT_ORDER, _CHAOS, _NOISE = range(1, 7)
+_LAYER_BOUNDARY, _LAYER, _UNIT_BOUNDARY, _UNIT_ORDER, _CHAOS, _NOISE, _VARIED = range(1, 8)
 _ORDERS: Final = np.array([[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]])
 # Contrast of the layers and of the chaotic texture, per facies.
 _LAYER_CONTRAST: Final = np.array([1.0, 0.4, 0.6])
@@ -81,6 +81,19 @@ class SyntheticSurvey:
             )
         if self.layer_thickness < 4:
             raise UsageError("layers are too thin", measured=f"{self.layer_thickness} samples", limit="4 samples")
+
+    @classmethod
+    def varied(cls, shape: tuple[int, int, int], seed: int) -> Self:
+        """Return a survey whose wavelet (25 to 40 Hz) and noise (0.05 to 0.25) are drawn from the seed too.
+
+        A network trained on surveys of one noise and one wavelet calls everything a fault where there is more noise.
+        """
+        return cls(
+            shape,
+            seed,
+            peak_frequency_hz=round(float(between(25.0, 40.0, seed, _VARIED, 0)), 1),
+            noise=round(float(between(0.05, 0.25, seed, _VARIED, 1)), 3),
+        )
 
     def block(self, region: Region) -> Block:
         """Return the voxels of a region, the same for any way of cutting the survey.

@@ -369,8 +369,20 @@ def _augmented(
     changed = amplitude * np.float32(np.exp(augment.gain * random.standard_normal()))
     if augment.noise:
         deviation = np.float32(augment.noise * random.random() * amplitude.std())
-        changed += deviation * random.standard_normal(amplitude.shape, np.float32) * valid
+        changed += deviation * _noise(amplitude.shape, random) * valid
     return np.ascontiguousarray(changed), np.ascontiguousarray(labels)
+
+
+def _noise(shape: tuple[int, ...], random: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Return noise of unit variance, white across traces and smoothed along samples over one to four of them."""
+    width = int(random.integers(1, 5))
+    noise = random.standard_normal((shape[0], shape[1], shape[2] + 2 * (width - 1)), np.float32)
+    for _ in range(2):
+        size = noise.shape[2] - width + 1
+        noise = sum((noise[:, :, k : k + size] for k in range(width)), np.zeros((), np.float32))
+    box = np.ones(width)
+    scaled: npt.NDArray[np.float32] = noise / np.float32(np.linalg.norm(np.convolve(box, box)))
+    return scaled
 
 
 def _extent(values: npt.NDArray[Any]) -> str:

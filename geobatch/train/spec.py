@@ -53,13 +53,13 @@ class Augmentation(_Frozen):
     Attributes:
         flip: reverse inlines or crosslines, each half of the time.
         swap: exchange the two, half of the time, where the patch is square.
-        noise: standard deviation of added white noise, over that of the prepared amplitude.
+        noise: largest standard deviation of added noise, over that of the patch; from white to smooth along samples.
         gain: standard deviation of the logarithm of a factor on the whole patch.
     """
 
     flip: bool = True
     swap: bool = True
-    noise: float = Field(default=0.1, ge=0, le=2)
+    noise: float = Field(default=0.3, ge=0, le=2)
     gain: float = Field(default=0.15, ge=0, le=2)
 
 
