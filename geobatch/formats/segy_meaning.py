@@ -78,13 +78,13 @@ def judge(
     """
     doubts: list[str] = []
     evidence: dict[str, list[str]] = {}
-    known_quantity: Quantity | None = _known("quantity", quantity, Quantity)
-    known_domain: Domain | None = _known("domain", domain, Domain)
-    sample_unit = _known("sample unit", sample_unit, SampleUnit)
-    if sample_unit is not None and known_domain is not None and (sample_unit == "ms") != (known_domain == "time"):
-        raise UsageError("sample unit does not fit the domain", measured=f"{sample_unit} in {known_domain}")
-    if sample_unit is not None and known_domain is None:
-        known_domain = "time" if sample_unit == "ms" else "depth"
+    what: Quantity | None = _known("quantity", quantity, Quantity)
+    axis: Domain | None = _known("domain", domain, Domain)
+    _known("sample unit", sample_unit, SampleUnit)
+    if sample_unit is not None and axis is not None and (sample_unit == "ms") != (axis == "time"):
+        raise UsageError("sample unit does not fit the domain", measured=f"{sample_unit} in {axis}")
+    if sample_unit is not None and axis is None:
+        axis = "time" if sample_unit == "ms" else "depth"
     interval = sample_interval if sample_interval is not None else file.interval_thousandths / 1000
     if interval <= 0:
         raise FormatError(
@@ -93,25 +93,25 @@ def judge(
             measured="0 in bytes 3217-3218 and in trace header bytes 117-118",
             remedy="Give it with --sample-interval, in ms or in the depth unit.",
         )
-    if known_quantity is None:
-        known_quantity, evidence["quantity"], doubt = _judge_quantity(file, table)
+    if what is None:
+        what, evidence["quantity"], doubt = _judge_quantity(file, table)
         doubts += doubt
     else:
         evidence["quantity"] = ["given as an option"]
-    if known_domain is None:
-        known_domain, evidence["domain"], doubt = _judge_domain(file, interval)
+    if axis is None:
+        axis, evidence["domain"], doubt = _judge_domain(file, interval)
         doubts += doubt
     else:
         evidence["domain"] = ["given as an option"]
-    in_feet = known_domain == "depth" and (sample_unit == "ft" or (sample_unit is None and file.in_feet))
+    in_feet = axis == "depth" and (sample_unit == "ft" or (sample_unit is None and file.in_feet))
     factor = FEET_TO_M if in_feet else 1.0
     return Meaning(
-        quantity=known_quantity,
-        domain=known_domain,
+        quantity=what,
+        domain=axis,
         sample_interval=interval * factor,
-        sample_unit="ms" if known_domain == "time" else "m",
+        sample_unit="ms" if axis == "time" else "m",
         unit_factor=factor,
-        units="m/s" if quantity == "velocity" else "",
+        units="m/s" if what == "velocity" else "",
         evidence=evidence,
         doubts=doubts,
     )

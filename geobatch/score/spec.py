@@ -164,9 +164,10 @@ def class_attributes(classes: tuple[ClassInfo, ...]) -> dict[str, Any]:
     """Names and colours of classes as CF flag attributes; 255 is invalid."""
     return {
         "long_name": "class",
-        "flag_values": [*range(len(classes)), INVALID],
-        "flag_meanings": " ".join([*(c.name.replace(" ", "_") for c in classes), "invalid"]),
-        "flag_colors": " ".join([*(c.color for c in classes), "#00000000"]),
+        "flag_values": list(range(len(classes))),
+        "flag_meanings": " ".join(c.name.replace(" ", "_") for c in classes),
+        "flag_colors": " ".join(c.color for c in classes),
+        "comment": f"{INVALID} is invalid or not scored",
         "coordinates": "cdp_x cdp_y",
     }
 
