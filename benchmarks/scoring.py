@@ -43,7 +43,7 @@ def main() -> None:
     """Run both benchmarks and store the figures."""
     # The bare loop needs the allocator settings that replicas get; they only count from a process's start.
     if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
-        os.environ.update(cluster.worker_environment())
+        os.environ.update(cluster.WORKER_ENVIRONMENT)
         os.execv(sys.executable, [sys.executable, *sys.argv])
     with tempfile.TemporaryDirectory() as folder:
         synthetic = SyntheticSurvey(SHAPE, 5)

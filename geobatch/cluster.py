@@ -8,22 +8,13 @@ from typing import Any
 
 OBJECT_STORE_BYTES = 256 * 2**20
 # glibc returns and re-faults the pages of every large tensor by default, which costs half of the time on a CPU.
-ALLOCATOR = {
+# Credentials are not among these: nodes have their own, and workers of a local cluster inherit them.
+WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "MALLOC_ARENA_MAX": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-AWS_VARIABLES = (
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_DEFAULT_REGION",
-    "AWS_REGION",
-    "AWS_PROFILE",
-)
 
 
 def connect(cpus: int | None = None) -> None:
@@ -57,8 +48,3 @@ def disconnect() -> None:
 
     if ray.is_initialized():
         ray.shutdown()
-
-
-def worker_environment() -> dict[str, str]:
-    """Environment variables of workers: the allocator's settings and the driver's AWS environment."""
-    return {**ALLOCATOR, **{name: os.environ[name] for name in AWS_VARIABLES if name in os.environ}}

@@ -73,7 +73,7 @@ def deployed(
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
-    options: dict[str, Any] = {"num_cpus": resources.cpus, "runtime_env": {"env_vars": cluster.worker_environment()}}
+    options: dict[str, Any] = {"num_cpus": resources.cpus, "runtime_env": {"env_vars": cluster.WORKER_ENVIRONMENT}}
     if resources.gpus:
         options["num_gpus"] = resources.gpus
     deployment = serve.deployment(

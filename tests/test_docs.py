@@ -1,0 +1,72 @@
+"""What is written runs: the README's commands and code, the job files, and the paths that the documents name."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+from surveys import random_volume, write_bundle, write_survey
+
+from geobatch.cli import app
+from geobatch.job import load_job
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def readme_commands() -> list[str]:
+    lines = [line.strip() for line in README.splitlines() if line.startswith("    geobatch ")]
+    return [line.partition("#")[0].strip() for line in lines]
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_readme_command_parses(command: str) -> None:
+    group: Any = typer.main.get_command(app)
+    name, *arguments = shlex.split(command)[1:]
+    group.commands[name].make_context(name, arguments)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_readme_code_runs(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    volume = write_survey(str(tmp_path / "f3"), random_volume((20, 20, 20)))
+    write_bundle(str(tmp_path / "bundle"), volume)
+    code = code.replace("s3://surveys/f3", str(tmp_path / "f3")).replace("s3://scored/f3", str(tmp_path / "scored"))
+    code = code.replace("demo-output/bundle", str(tmp_path / "bundle"))
+    code = code.replace("jobs/score_synthetic.yaml", str(ROOT / "jobs" / "score_synthetic.yaml"))
+    code = code.replace('"output=', '"resources.cpus=0.5", "output=')
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["summary"]["blocks"]["scored"] == 1
+    assert names["survey"]["amplitude"].shape == (20, 20, 20)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.name)
+def test_job_file_is_valid(path: Path) -> None:
+    assert load_job(str(path)).name
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/architecture.md"])
+def test_documents_name_files_that_exist(document: str) -> None:
+    text = (ROOT / document).read_text()
+    named = set(
+        re.findall(r"`((?:geobatch|jobs|tests|docs|score|models|train|preprocess|formats)/[\w/.]+\.\w+)`", text)
+    )
+    missing = [name for name in named if not (ROOT / name).exists() and not (ROOT / "geobatch" / name).exists()]
+    assert named and not missing
+
+
+def test_wheel_holds_geobatch_and_nothing_else(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+    import zipfile
+
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"geobatch"}
