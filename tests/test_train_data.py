@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+import yaml
 from pydantic import ValidationError
 
 from geobatch.errors import DataError, MismatchError, UsageError
@@ -274,6 +275,12 @@ def test_a_training_job_refuses_unknown_keys_and_fitted_statistics() -> None:
     fitted = {"step": "clip", "statistics": {"lower": -1, "upper": 1}}
     with pytest.raises(ValidationError, match="statistics"):
         TrainJob.model_validate({**job, "preprocess": [fitted]})
+
+
+def test_the_job_file_of_the_synthetic_training_is_valid() -> None:
+    path = Path(__file__).parent.parent / "jobs" / "train_synthetic.yaml"
+    job = TrainJob.model_validate(yaml.safe_load(path.read_text()))
+    assert job.resources.workers == 2 and len(job.data) == 4
 
 
 def test_a_labelled_survey_is_not_loaded_before_a_patch_is_read(survey: LabelledSurvey) -> None:
