@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -83,26 +84,38 @@ def choose_patch(
     output_bytes_per_cell: int,
     limit_bytes: int,
 ) -> tuple[int, ...]:
-    """The largest patch, up to one that covers a block, whose projected memory stays below the limit.
+    """The patch under which the fewest cells are computed, among those whose projected memory stays below the limit.
 
     Raises:
         UsageError: not even the smallest useful patch fits; the figures are in the message.
     """
-    patch = list(covering_patch(shape, shard, stride, halo))
-    while True:
-        lengths = [
-            max(p, smallest_patch(s, h)) if p < n else p for p, n, s, h in zip(patch, shape, stride, halo, strict=True)
-        ]
-        grid = Grid(shape, shard, tuple(lengths), stride, halo, reach)
-        memory = project_memory(grid, batch, bytes_per_cell, output_bytes_per_cell)
-        if memory.total <= limit_bytes:
-            return tuple(lengths)
-        axis = max(range(len(lengths)), key=lambda a: lengths[a] / smallest_patch(stride[a], halo[a]))
-        shorter = max(lengths[axis] // 2 // stride[axis] * stride[axis], smallest_patch(stride[axis], halo[axis]))
-        if shorter >= lengths[axis]:
-            raise memory_error(grid, memory, limit_bytes)
-        patch = lengths
-        patch[axis] = shorter
+    covering = covering_patch(shape, shard, stride, halo)
+    axes = zip(shape, shard, stride, halo, covering, strict=True)
+    choices = [_useful_lengths(n, b, s, h, longest) for n, b, s, h, longest in axes]
+    grids = [Grid(shape, shard, patch, stride, halo, reach) for patch in itertools.product(*choices)]
+
+    def memory(grid: Grid) -> int:
+        return project_memory(grid, batch, bytes_per_cell, output_bytes_per_cell).total
+
+    fitting = [grid for grid in grids if memory(grid) <= limit_bytes]
+    if not fitting:
+        least = min(grids, key=memory)
+        raise memory_error(least, project_memory(least, batch, bytes_per_cell, output_bytes_per_cell), limit_bytes)
+    return min(fitting, key=lambda grid: (grid.redundancy(), math.prod(grid.patch))).patch
+
+
+def _useful_lengths(n: int, shard: int, stride: int, halo: tuple[int, int], longest: int) -> list[int]:
+    """Patch lengths along one axis, ascending, each computing fewer cells than every shorter one."""
+    useful: list[int] = []
+    fewest = math.inf
+    for length in range(min(smallest_patch(stride, halo), longest), longest + 1, stride):
+        if length < n and length < smallest_patch(stride, halo):
+            continue
+        cells = Grid((n,), (shard,), (length,), (stride,), (halo,), ((0, 0),)).redundancy()
+        if cells < fewest:
+            fewest = cells
+            useful.append(length)
+    return useful
 
 
 def memory_error(grid: Grid, memory: Memory, limit_bytes: int) -> UsageError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import warnings
 from typing import Any
 
@@ -107,6 +109,30 @@ def require_complete(dataset: xr.Dataset, where: str) -> None:
             measured=f"state {state}",
             limit=f"state {COMPLETE}",
             remedy="Run its job again: what is done is kept.",
+        )
+
+
+def require_every_shard(dataset: xr.Dataset, url: str) -> None:
+    """Refuse a survey whose volume lacks stored objects: Zarr would read them as invalid samples without a word.
+
+    One listing, whatever the size of the objects.
+
+    Raises:
+        DataError: shards are missing or empty.
+    """
+    name = str(survey_info(dataset, url).get("variable", "amplitude"))
+    stored = {key: size for key, size in open_storage(url).list(f"{name}/c")}
+    shards = dataset[name].encoding.get("shards") or dataset[name].encoding["chunks"]
+    counts = [-(-n // s) for n, s in zip(dataset[name].shape, shards, strict=True)]
+    expected = ("/".join([name, "c", *map(str, index)]) for index in itertools.product(*map(range, counts)))
+    damaged = [key for key in expected if not stored.get(key)]
+    if damaged:
+        raise DataError(
+            "survey lacks stored objects",
+            where=url,
+            measured=f"{len(damaged)} missing or empty, such as {damaged[0]}",
+            limit=f"{math.prod(counts)} objects",
+            remedy="Ingest it again with --overwrite.",
         )
 
 

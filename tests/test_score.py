@@ -21,7 +21,7 @@ import torch
 import yaml
 from surveys import CLASSES, STEPS, random_volume, write_bundle, write_survey
 
-from geobatch.errors import MismatchError, UsageError
+from geobatch.errors import DataError, MismatchError, UsageError
 from geobatch.job import forecast, parse_job, run_job
 from geobatch.local_s3 import LocalS3
 from geobatch.models.bundle import load_bundle
@@ -183,6 +183,12 @@ def test_wrong_quantity_and_axis_are_refused_with_the_reason(place: str) -> None
     with pytest.raises(MismatchError, match=r"found velocity in depth \(m\); expected amplitude in time \(ms\)"):
         run_job(parse_job(job_at(place)))
     assert not list(open_storage(join_url(place, "scored")).list()), "nothing was written"
+
+
+def test_survey_that_lost_an_object_is_refused(place: str) -> None:
+    open_storage(join_url(place, "survey")).delete("amplitude/c/1/1/1")
+    with pytest.raises(DataError, match="1 missing or empty, such as amplitude/c/1/1/1"):
+        run_job(parse_job(job_at(place)))
 
 
 def test_memory_that_cannot_fit_is_refused_with_figures(place: str) -> None:

@@ -35,6 +35,7 @@ from geobatch.survey import (
     control_url,
     open_survey,
     require_complete,
+    require_every_shard,
     survey_info,
     valid_volume,
 )
@@ -148,6 +149,8 @@ def make_plan(
     found = require_right_data(bundle.spec, data, job.survey, force)
     stored = _stored_plan(job.output)
     volume = valid_volume(dataset, job.survey)
+    if stored is None:
+        require_every_shard(dataset, job.survey)
     chain = stored.chain if stored else _chain(job, bundle, volume)
     plan = _draw_plan(job, bundle, info, chain, chain.crop(volume), stored)
     if stored is not None and stored.hash != plan.hash:
