@@ -34,7 +34,13 @@ class Patch:
 
 @dataclass(frozen=True)
 class Block:
-    """One unit of work: the cells of exactly one shard of each output array, and the cells needed for them."""
+    """One unit of work.
+
+    Attributes:
+        index: Place in the block grid.
+        write: Cells of exactly one shard of each output array.
+        read: Cells needed for them: what the patches see and what preprocessing needs around that.
+    """
 
     index: Index
     write: Region
@@ -112,6 +118,20 @@ class Grid:
     def seen(self, write: Region) -> Region:
         """The cells the network sees for `write`: the union of its patches."""
         return tuple(slice(spans[0][0].start, spans[-1][0].stop) for spans in self._spans(write))
+
+    def longest_read(self) -> tuple[int, ...]:
+        """The most cells any block reads, per axis: one of the first two, the middle or the last."""
+        lengths = []
+        for axis, count in enumerate(self.counts):
+            before, after = self.reach[axis]
+            reads = []
+            for i in {0, min(1, count - 1), count // 2, count - 1}:
+                write = slice(i * self.shard[axis], min((i + 1) * self.shard[axis], self.shape[axis]))
+                spans = self._axis_spans(axis, write)
+                start = max(0, spans[0][0].start - before)
+                reads.append(min(self.shape[axis], spans[-1][0].stop + after) - start)
+            lengths.append(max(reads))
+        return tuple(lengths)
 
     def redundancy(self) -> float:
         """Voxels computed per voxel written, over the whole survey."""

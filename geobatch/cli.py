@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -161,6 +162,8 @@ def demo(
 
 def main() -> None:
     """Run the command line; errors of ours become one sentence and an exit code."""
+    # A terminated run leaves as an interrupted one does: receipts stored, replicas and cluster gone.
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         app(standalone_mode=False)
     except GeobatchError as error:
@@ -178,6 +181,10 @@ def main() -> None:
         messages.print(error.format_message(), markup=False)
         _leave(2)
     _leave(0)
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _leave(code: int) -> None:

@@ -42,6 +42,11 @@ def connect(cpus: int | None = None) -> None:
     ray.init(**options)
 
 
+def may_grow() -> bool:
+    """True on a cluster that was there before this process, whose autoscaler may add nodes."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
 def disconnect() -> None:
     """Leave the cluster; one that `connect` started ends with it, Serve included."""
     import ray

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -74,14 +73,11 @@ def run_demo(folder: Path) -> dict[str, Any]:
         if not (JOBS / name).is_file():
             raise UsageError("job file of the demo is missing", where=str(JOBS / name), remedy="Run it in a checkout.")
     stages = Stages(Console(highlight=False))
-    # A terminated demo stops its server and its cluster as an interrupted one does.
-    previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with tempfile.TemporaryDirectory(prefix="geobatch-demo-") as scratch:
             return _run_stages(stages, folder, Path(scratch))
     finally:
         cluster.disconnect()
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _run_stages(stages: Stages, folder: Path, scratch: Path) -> dict[str, Any]:
@@ -199,7 +195,3 @@ def _liner(stages: Stages, unit: str) -> Report:
             last, told = time.monotonic(), news
 
     return line
-
-
-def _interrupt(_signal: int, _frame: object) -> None:
-    raise KeyboardInterrupt

@@ -47,7 +47,7 @@ def parse_job(document: Mapping[str, Any], where: str = "job") -> Job:
         UsageError: as `load_job`.
     """
     kind = document.get("job")
-    if kind not in JOBS:
+    if not isinstance(kind, str) or kind not in JOBS:
         near = _nearest(str(kind), list(JOBS))
         raise UsageError("unknown job", where=where, measured=f"job: {kind}", limit=" or ".join(JOBS), remedy=near)
     schema = JOBS[kind]
@@ -100,7 +100,7 @@ def forecast(job: Job) -> dict[str, Any]:
     Raises:
         UsageError: the job is no scoring job, or memory cannot fit.
     """
-    from geobatch.score.run import forecast_score
+    from geobatch.score.planning import forecast_score
 
     if not isinstance(job, ScoreJob):
         raise UsageError("only scoring jobs can be planned", measured=f"job: {job.job}", limit="job: score")

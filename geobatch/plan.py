@@ -62,18 +62,12 @@ def activation_bytes_per_cell(network: nn.Module, in_channels: int, stride: tupl
 
 def project_memory(grid: Grid, batch: int, bytes_per_cell: float, output_bytes_per_cell: int) -> Memory:
     """Peak memory of a replica that scores one block at a time under `grid`."""
-    seen, write, patch = 1, 1, 1
-    for n, b, p, (hb, ha), (rb, ra) in zip(grid.shape, grid.shard, grid.patch, grid.halo, grid.reach, strict=True):
-        seen *= min(n, max(b + hb + ha, p) + rb + ra)
-        write *= min(n, b)
-        patch *= min(n, p)
-    # Read, masked and prepared copies of the input; each step makes one more for a moment.
-    values = seen * 4 * 4
-    return Memory(WORKER_BYTES, values, int(patch * batch * bytes_per_cell), write * output_bytes_per_cell * 3)
+    seen = math.prod(grid.longest_read())
+    patch = math.prod(min(n, p) for n, p in zip(grid.shape, grid.patch, strict=True))
+    return _memory(seen, patch, math.prod(grid.shard), batch, bytes_per_cell, output_bytes_per_cell)
 
 
 def choose_patch(
-    *,
     shape: tuple[int, ...],
     shard: tuple[int, ...],
     stride: tuple[int, ...],
@@ -82,6 +76,7 @@ def choose_patch(
     batch: int,
     bytes_per_cell: float,
     output_bytes_per_cell: int,
+    *,
     limit_bytes: int,
 ) -> tuple[int, ...]:
     """The patch under which the fewest cells are computed, among those whose projected memory stays below the limit.
@@ -90,32 +85,51 @@ def choose_patch(
         UsageError: not even the smallest useful patch fits; the figures are in the message.
     """
     covering = covering_patch(shape, shard, stride, halo)
-    axes = zip(shape, shard, stride, halo, covering, strict=True)
-    choices = [_useful_lengths(n, b, s, h, longest) for n, b, s, h, longest in axes]
-    grids = [Grid(shape, shard, patch, stride, halo, reach) for patch in itertools.product(*choices)]
+    axes = zip(shape, shard, stride, halo, reach, covering, strict=True)
+    combinations = list(itertools.product(*(_useful_lengths(*axis) for axis in axes)))
 
-    def memory(grid: Grid) -> int:
-        return project_memory(grid, batch, bytes_per_cell, output_bytes_per_cell).total
+    def memory(choice: tuple[_Length, ...]) -> int:
+        seen, patch = math.prod(axis.seen for axis in choice), math.prod(axis.patch for axis in choice)
+        return _memory(seen, patch, math.prod(shard), batch, bytes_per_cell, output_bytes_per_cell).total
 
-    fitting = [grid for grid in grids if memory(grid) <= limit_bytes]
+    fitting = [choice for choice in combinations if memory(choice) <= limit_bytes]
     if not fitting:
-        least = min(grids, key=memory)
-        raise memory_error(least, project_memory(least, batch, bytes_per_cell, output_bytes_per_cell), limit_bytes)
-    return min(fitting, key=lambda grid: (grid.redundancy(), math.prod(grid.patch))).patch
+        least = tuple(axis.length for axis in min(combinations, key=memory))
+        grid = Grid(shape, shard, least, stride, halo, reach)
+        raise memory_error(grid, project_memory(grid, batch, bytes_per_cell, output_bytes_per_cell), limit_bytes)
+    best = min(fitting, key=lambda choice: (math.prod(axis.work for axis in choice), memory(choice)))
+    return tuple(axis.length for axis in best)
 
 
-def _useful_lengths(n: int, shard: int, stride: int, halo: tuple[int, int], longest: int) -> list[int]:
+@dataclass(frozen=True)
+class _Length:
+    """One patch length along one axis: cells computed per cell written, and the cells a block and a patch hold."""
+
+    length: int
+    work: float
+    seen: int
+    patch: int
+
+
+def _useful_lengths(
+    n: int, shard: int, stride: int, halo: tuple[int, int], reach: tuple[int, int], longest: int
+) -> list[_Length]:
     """Patch lengths along one axis, ascending, each computing fewer cells than every shorter one."""
-    useful: list[int] = []
-    fewest = math.inf
+    useful: list[_Length] = []
     for length in range(min(smallest_patch(stride, halo), longest), longest + 1, stride):
         if length < n and length < smallest_patch(stride, halo):
             continue
-        cells = Grid((n,), (shard,), (length,), (stride,), (halo,), ((0, 0),)).redundancy()
-        if cells < fewest:
-            fewest = cells
-            useful.append(length)
+        axis = Grid((n,), (shard,), (length,), (stride,), (halo,), (reach,))
+        work = axis.redundancy()
+        if not useful or work < useful[-1].work:
+            useful.append(_Length(length, work, axis.longest_read()[0], min(n, length)))
     return useful
+
+
+def _memory(seen: int, patch: int, write: int, batch: int, bytes_per_cell: float, output_bytes_per_cell: int) -> Memory:
+    # Read, masked and prepared copies of the input, and one more for a moment in each step; a shard is padded to its
+    # full size, held as the prediction, the padded copy and the encoded bytes.
+    return Memory(WORKER_BYTES, seen * 4 * 4, int(patch * batch * bytes_per_cell), write * output_bytes_per_cell * 3)
 
 
 def memory_error(grid: Grid, memory: Memory, limit_bytes: int) -> UsageError:

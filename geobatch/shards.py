@@ -28,7 +28,6 @@ from geobatch.storage import open_storage
 
 Index = tuple[int, ...]
 Region = tuple[slice, ...]
-SMALL_ARRAY_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ import os
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import boto3
 import botocore.config
 import botocore.exceptions as aws
+import obstore.exceptions
 import obstore.store
 import zarr.storage
 from obstore.auth.boto3 import Boto3CredentialProvider
@@ -31,6 +31,8 @@ T = TypeVar("T")
 ATTEMPTS = 5
 FIRST_WAIT_S = 0.2
 PARTIAL = ".partial"
+TRANSIENT = (TransientError, obstore.exceptions.GenericError)
+"""Errors of storage that may be gone at the next try: ours, and that of the client that carries chunks."""
 PART_BYTES = 16 * 2**20
 
 
@@ -91,13 +93,11 @@ def open_storage(url: str) -> Storage:
     Raises:
         UsageError: the scheme is not on the allow-list.
     """
-    parts = urlsplit(url)
-    if parts.scheme == "s3" and parts.netloc:
-        return S3Storage(parts.netloc, parts.path.strip("/"))
-    if parts.scheme == "file" and not parts.netloc:
-        return FileStorage(Path(parts.path))
-    if not parts.scheme and url:
-        return FileStorage(Path(url))
+    bucket, prefix = _s3_place(url)
+    if bucket:
+        return S3Storage(bucket, prefix)
+    if url.startswith("file:///") or (url and "://" not in url):
+        return FileStorage(_path_of(url))
     raise UsageError(
         "URL cannot be opened", where=url or "(empty URL)", limit="s3://bucket/key, file:///path or a plain path"
     )
@@ -118,22 +118,22 @@ def join_url(url: str, *keys: str) -> str:
 
 def absolute_url(url: str) -> str:
     """The URL with a plain or relative path made absolute, so that other processes open the same place."""
-    if urlsplit(url).scheme == "s3":
+    if _s3_place(url)[0]:
         return url.rstrip("/")
     return str(_path_of(url).absolute())
 
 
 def zarr_store(url: str, *, read_only: bool = True) -> zarr.storage.ObjectStore[Any]:
     """A Zarr store over `url` for chunk traffic."""
-    parts = urlsplit(url)
-    if parts.scheme == "s3":
+    bucket, prefix = _s3_place(url)
+    if bucket:
         session = boto3.Session()
         if session.get_credentials() is None:
             raise _no_credentials(url)
         endpoint = _endpoint()
         store: Any = obstore.store.S3Store(
-            parts.netloc,
-            prefix=parts.path.strip("/") or None,
+            bucket,
+            prefix=prefix or None,
             endpoint=endpoint,
             region=session.region_name or "us-east-1",
             virtual_hosted_style_request=endpoint is None,
@@ -149,8 +149,8 @@ def arrow_filesystem(url: str) -> tuple[Any, str]:
     """A pyarrow file system and the path in it, for Ray Train's checkpoints."""
     import pyarrow.fs
 
-    parts = urlsplit(url)
-    if parts.scheme != "s3":
+    bucket, prefix = _s3_place(url)
+    if not bucket:
         path = _path_of(url).absolute()
         path.mkdir(parents=True, exist_ok=True)
         return pyarrow.fs.LocalFileSystem(), str(path)
@@ -168,7 +168,7 @@ def arrow_filesystem(url: str) -> tuple[Any, str]:
         endpoint_override=endpoint,
         scheme="http" if (endpoint or "").startswith("http://") else "https",
     )
-    return filesystem, f"{parts.netloc}/{parts.path.strip('/')}"
+    return filesystem, f"{bucket}/{prefix}"
 
 
 class FileStorage(Storage):
@@ -340,7 +340,7 @@ class S3Storage(Storage):
             try:
                 _s3_client().put_object(Bucket=self.bucket, Key=self._key(key), Body=data, IfNoneMatch="*")
             except aws.ClientError as error:
-                if _status(error) not in (409, 412):
+                if _status(error) != 412:
                     raise
                 return False
             return True
@@ -379,24 +379,42 @@ class S3Storage(Storage):
                 return
             if pending:
                 send(bytes(pending))
-            done = {"Parts": parts}
-            self._retried(
-                lambda: _s3_client().complete_multipart_upload(**where, UploadId=upload, MultipartUpload=done), key
-            )
+            self._complete(key, upload, parts)
         except BaseException:
             if upload is not None:
                 with contextlib.suppress(Exception):
                     _s3_client().abort_multipart_upload(**where, UploadId=upload)
             raise
 
+    def _complete(self, key: str, upload: str, parts: Sequence[dict[str, Any]]) -> None:
+        """Publish a multipart upload; when a lost answer is asked for again, the object that is there decides."""
+        where = {"Bucket": self.bucket, "Key": self._key(key)}
+        asked = 0
+
+        def complete() -> None:
+            nonlocal asked
+            asked += 1
+            try:
+                _s3_client().complete_multipart_upload(**where, UploadId=upload, MultipartUpload={"Parts": parts})
+            except aws.ClientError as error:
+                if asked == 1 or _code(error) != "NoSuchUpload" or not self.exists(key):
+                    raise
+
+        self._retried(complete, key)
+
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """Objects under `prefix`."""
         strip = len(self.prefix) + 1 if self.prefix else 0
-        pages = _s3_client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(prefix))
-        iterator = iter(pages)
-        while (page := self._retried(lambda: next(iterator, None), prefix)) is not None:
+        start = self._key(prefix) if prefix else f"{self.prefix}/" if self.prefix else ""
+        question = {"Bucket": self.bucket, "Prefix": start}
+        while True:
+            # Page by page, since a paginator that met an error ends as if there were no more.
+            page = self._retried(lambda: _s3_client().list_objects_v2(**question), prefix)
             for item in page.get("Contents", []):
                 yield item["Key"][strip:], item["Size"]
+            if not page.get("IsTruncated"):
+                return
+            question["ContinuationToken"] = page["NextContinuationToken"]
 
     def delete(self, key: str) -> None:
         """Remove the object."""
@@ -415,7 +433,7 @@ class S3Storage(Storage):
             except _PERMANENT as error:
                 raise _explained(error, where, self.bucket) from error
             except (aws.ClientError, aws.BotoCoreError, HTTPError, OSError) as error:
-                if isinstance(error, aws.ClientError) and _status(error) not in (409, 429, 500, 502, 503, 504):
+                if isinstance(error, aws.ClientError) and not _passing(error):
                     raise _explained(error, where, self.bucket) from error
                 last = error
                 if attempt + 1 < ATTEMPTS:
@@ -445,12 +463,29 @@ def _endpoint() -> str | None:
 
 
 def _path_of(url: str) -> Path:
-    parts = urlsplit(url)
-    return Path(parts.path if parts.scheme == "file" else url)
+    return Path(url.removeprefix("file://"))
+
+
+def _s3_place(url: str) -> tuple[str, str]:
+    """Bucket and prefix of an `s3://` URL, empty for others. `?` and `#` are parts of a key like any character."""
+    if not url.startswith("s3://"):
+        return "", ""
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    return bucket, prefix.strip("/")
 
 
 def _status(error: aws.ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _code(error: aws.ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _passing(error: aws.ClientError) -> bool:
+    """True for an answer that may differ next time; 409 is a conditional write beside another one."""
+    slow = ("RequestTimeout", "RequestTimeTooSkewed", "SlowDown", "Throttling", "ThrottlingException")
+    return _status(error) in (409, 429, 500, 502, 503, 504) or _code(error) in slow
 
 
 def _whole(body: bytes, announced: int) -> bytes:
@@ -480,8 +515,8 @@ def _explained(error: Exception, where: str, bucket: str) -> StorageError:
         return _no_credentials(where)
     if not isinstance(error, aws.ClientError):
         return StorageError(f"S3 refused the request: {error}", where=where)
-    code = error.response.get("Error", {}).get("Code", "")
-    if code == "NoSuchBucket":
+    code = _code(error)
+    if code == "NoSuchBucket" or (code == "404" and not _bucket_exists(bucket)):
         return StorageError(
             "bucket does not exist", where=where, measured=bucket, remedy="Create it or correct the URL."
         )
@@ -498,6 +533,15 @@ def _explained(error: Exception, where: str, bucket: str) -> StorageError:
         )
     message = error.response.get("Error", {}).get("Message", "")
     return StorageError(f"S3 refused the request: {code} {message}".rstrip(), where=where)
+
+
+def _bucket_exists(bucket: str) -> bool:
+    """False when the bucket certainly is not there: a HEAD of an object does not tell what was missing."""
+    try:
+        _s3_client().head_bucket(Bucket=bucket)
+    except aws.ClientError as error:
+        return _status(error) != 404
+    return True
 
 
 def _unreachable(error: Exception, where: str) -> TransientError:

@@ -74,7 +74,7 @@ def test_reach_of_a_three_level_unet_is_22_cells_from_an_aligned_edge() -> None:
 
 def test_norm_over_the_patch_is_refused_with_the_remedies() -> None:
     network = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3, padding=1), torch.nn.InstanceNorm3d(2))
-    with pytest.raises(ValueError, match=r"whole patch.*axis: whole or in blend mode"):
+    with pytest.raises(ValueError, match=r"whole patch.*Replace norms over the patch"):
         measure_reach(network, 1, (1, 1, 1))
 
 

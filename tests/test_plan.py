@@ -9,12 +9,12 @@ from geobatch.plan import GIB, choose_patch, project_memory
 SHAPE, SHARD, STRIDE = (1000, 700, 1501), (128, 128, 128), (4, 4, 4)
 HALO: Halo = ((22, 22),) * 3
 NONE: Halo = ((0, 0),) * 3
-FIGURES = {"batch": 1, "bytes_per_cell": 550.0, "output_bytes_per_cell": 5}
+FIGURES = (1, 550.0, 5)
 
 
 def chosen(limit_gib: float) -> Grid:
-    places = {"shape": SHAPE, "shard": SHARD, "stride": STRIDE, "halo": HALO, "reach": NONE}
-    return Grid(SHAPE, SHARD, choose_patch(**places, **FIGURES, limit_bytes=int(limit_gib * GIB)), STRIDE, HALO, NONE)
+    patch = choose_patch(SHAPE, SHARD, STRIDE, HALO, NONE, *FIGURES, limit_bytes=int(limit_gib * GIB))
+    return Grid(SHAPE, SHARD, patch, STRIDE, HALO, NONE)
 
 
 def test_more_memory_never_costs_more_work() -> None:
@@ -22,7 +22,7 @@ def test_more_memory_never_costs_more_work() -> None:
     work = [grid.redundancy() for grid in grids]
     assert work == sorted(work, reverse=True)
     for limit, grid in zip((1.2, 1.6, 2.0, 3.0, 8.0), grids, strict=True):
-        assert project_memory(grid, 1, 550.0, 5).total <= limit * GIB
+        assert project_memory(grid, *FIGURES).total <= limit * GIB
 
 
 def test_with_memory_to_spare_no_patch_computes_less() -> None:

@@ -3,8 +3,10 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
+import botocore.exceptions as aws
 import pytest
 
+import geobatch.storage as storage_module
 from geobatch.errors import FormatError, NotFoundError, StorageError, UsageError
 from geobatch.local_s3 import environment, local_s3
 from geobatch.storage import absolute_url, join_url, open_storage, split_url
@@ -63,6 +65,47 @@ def test_key_cannot_leave_its_root(root: str) -> None:
             open_storage(root).put(key, b"")
 
 
+def test_mark_characters_belong_to_the_key(s3: str) -> None:
+    open_storage(f"{s3}/run#2").put("a", b"second")
+    open_storage(f"{s3}/run?3").put("a", b"third")
+    assert open_storage(f"{s3}/run#2").get("a") == b"second"
+    assert [key for key, _ in open_storage(s3).list()] == ["run#2/a", "run?3/a"]
+
+
+def test_error_between_pages_of_a_listing_loses_nothing(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = open_storage(s3)
+    for number in range(5):
+        storage.put(f"key-{number}", b"")
+    client = storage_module._s3_client()
+    answer, calls = client.list_objects_v2, []
+
+    def two_at_a_time(**question: object) -> object:
+        calls.append(question)
+        if len(calls) == 2:
+            raise aws.ClientError({"ResponseMetadata": {"HTTPStatusCode": 503}}, "ListObjectsV2")
+        return answer(**question, MaxKeys=2)
+
+    monkeypatch.setattr(client, "list_objects_v2", two_at_a_time)
+    assert [key for key, _ in storage.list()] == [f"key-{number}" for number in range(5)]
+    assert len(calls) == 4
+
+
+def test_write_beside_another_is_tried_again(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = open_storage(s3)
+    client = storage_module._s3_client()
+    put, calls = client.put_object, []
+
+    def conflict_first(**arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise aws.ClientError({"ResponseMetadata": {"HTTPStatusCode": 409}}, "PutObject")
+        return put(**arguments)
+
+    monkeypatch.setattr(client, "put_object", conflict_first)
+    assert storage.put_if_absent("shard", b"mine")
+    assert (len(calls), storage.get("shard")) == (2, b"mine")
+
+
 def test_unknown_scheme_is_refused() -> None:
     with pytest.raises(UsageError, match="s3://bucket/key"):
         open_storage("http://example.org/volume")
@@ -73,6 +116,8 @@ def test_missing_bucket_names_the_bucket(s3: str) -> None:
         open_storage("s3://no-such-bucket/x").get("key")
     with pytest.raises(StorageError, match="bucket does not exist"):
         open_storage("s3://no-such-bucket/x").put("key", b"")
+    with pytest.raises(StorageError, match="bucket does not exist"):
+        open_storage("s3://no-such-bucket/x").size("key")
 
 
 def test_wrong_credentials_are_named() -> None:

@@ -12,6 +12,7 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -92,8 +93,8 @@ def check_tiling(network: nn.Module, in_channels: int, reach: Reach) -> float:
         for residue in range(stride):
             lengths = [s + 1 for s in reach.stride]
             lengths[axis] = patch * 2 + residue
-            worst = max(worst, _tiling_deviation(network, in_channels, reach, axis, patch, lengths))
-    if worst > TOLERANCE:
+            worst = float(np.maximum(worst, _tiling_deviation(network, in_channels, reach, axis, patch, lengths)))
+    if not worst <= TOLERANCE:
         raise MismatchError(
             "tiled prediction differs from the whole although the halo is the measured reach",
             where=type(network).__name__,
@@ -157,7 +158,7 @@ def _axis_reach(double: nn.Module, in_channels: int, stride: tuple[int, ...], ax
         where=f"axis {axis}",
         measured=f"reach beyond {LONGEST_PROBE // 2} cells",
         limit="a bounded reach, for halo mode",
-        remedy="Replace norms over the patch by batch norm, or score with axis: whole or in blend mode.",
+        remedy="Replace norms over the patch by batch norm, and attention over it by one of bounded reach.",
     )
 
 
@@ -196,6 +197,10 @@ def _tiling_deviation(
     generator = torch.Generator().manual_seed(0)
     x_BC = torch.randn((1, in_channels, *lengths), dtype=torch.float64, generator=generator)
     whole = network(x_BC)
+    if not torch.isfinite(whole).all():
+        raise MismatchError(
+            "the network returns no finite number", where=type(network).__name__, remedy="Train it again."
+        )
     worst = 0.0
     for part in grid.patches(grid.block((0,) * axes).write):
         seen = network(x_BC[(slice(None), slice(None), *part.see)])

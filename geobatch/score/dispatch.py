@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from geobatch.errors import StorageError, TransientError
+from geobatch.errors import GeobatchError, StorageError, TransientError
 from geobatch.score.receipts import DeadLetter, Ledger, Receipt
 from geobatch.shards import Index
 
@@ -52,7 +53,8 @@ def dispatch(
         score: Scores one block and blocks until it is done; raises `TransientError` when its replica is lost.
         ledger: Where receipts are recorded.
         window: Requests in flight, which should not exceed what the replicas accept.
-        attempts: Tries of a block that fails by itself; losing a replica consumes none.
+        attempts: Tries of a block that fails by itself. Losing a replica and storage that does not answer consume
+            none, and are tried `MOST_TRANSIENT` times.
         describe: Coordinates of a block, for its dead letter.
         on_receipt: Called for each receipt, from one thread.
 
@@ -85,7 +87,9 @@ def dispatch(
     finally:
         for _ in threads:
             work.put(None)
-        ledger.flush()
+        # An error that is on its way must not be hidden by one of storage.
+        with contextlib.suppress(GeobatchError):
+            ledger.flush()
     return tally
 
 
@@ -99,7 +103,7 @@ def _caller(
         except TransientError as error:
             answers.put((item, {"failure": {"kind": "lost", "error": str(error), "traceback": ""}}))
         except Exception as error:
-            answers.put((item, {"failure": {"kind": "fatal", "error": str(error), "traceback": ""}}))
+            answers.put((item, {"failure": {"kind": "broken", "error": repr(error), "traceback": ""}}))
 
 
 def _next(answers: queue.SimpleQueue[tuple[_Work, dict[str, Any]]], ledger: Ledger) -> tuple[_Work, dict[str, Any]]:
@@ -121,6 +125,8 @@ def _failed(
 ) -> None:
     """Queue the block again, after a wait that grows, or write it off."""
     kind = failure["kind"]
+    if kind == "broken":
+        raise GeobatchError("a request to a replica failed in a way that no retry mends", measured=failure["error"])
     if kind == "fatal":
         raise StorageError(failure["error"].rstrip("."), where=f"block {'/'.join(map(str, item.index))}")
     if kind in ("lost", "transient"):
@@ -129,7 +135,9 @@ def _failed(
         item.attempts += 1
     if item.attempts < attempts and item.transient < MOST_TRANSIENT:
         tally.retries[kind] += 1
-        wait = 0.0 if kind == "lost" else min(0.5 * 2 ** (item.attempts + item.transient), LONGEST_WAIT_S)
+        tries = item.attempts + item.transient
+        # The first loss of a replica waits for nothing: another one is free, or Serve queues the block.
+        wait = 0.0 if kind == "lost" and tries == 1 else min(0.5 * 2**tries, LONGEST_WAIT_S)
         timer = threading.Timer(wait, work.put, [item])
         timer.daemon = True
         timer.start()

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from geobatch.blocks import Patch
+from geobatch.errors import DataError
 from geobatch.shards import Region
 
 Probabilities = Literal["none", "uint8", "float32"]
@@ -57,6 +58,11 @@ class Predictor:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        # TF32 keeps 10 bits of a float32's 23, and the fastest kernel of the day need not be the same tomorrow.
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
         self.network = network.to(device=device, dtype=dtype).eval()
         self.classes = classes
         self.probabilities = probabilities
@@ -73,6 +79,9 @@ class Predictor:
             values: `(*axes)` float32, prepared; covers what the patches see.
             patches: Patches in survey cells.
             origin: Survey cell of `values[0, 0, ...]`.
+
+        Raises:
+            DataError: the network returns NaN or infinity for finite input.
         """
         write = _hull(patches)
         shape = tuple(cells.stop - cells.start for cells in write)
@@ -122,7 +131,10 @@ class Predictor:
             logits_BK = self.network(x_BC)
             for logits_K, patch in zip(logits_BK, group, strict=True):
                 inside = _shifted(patch.keep, [cells.start for cells in patch.see])
-                keep(logits_K[(slice(None), *inside)], patch.keep)
+                kept_K = logits_K[(slice(None), *inside)]
+                if not torch.isfinite(kept_K.sum()):
+                    raise DataError("the network returns no finite number", where=f"cells {patch.keep}")
+                keep(kept_K, patch.keep)
 
     def _empty_probability(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32] | None:
         if self.probabilities == "none":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from geobatch.errors import IntegrityError
+from geobatch.errors import IntegrityError, TransientError
 from geobatch.storage import Storage, open_storage
 from geobatch.survey import control_url
 
@@ -83,6 +84,7 @@ class Ledger:
         self.plan_hash = plan_hash
         self.receipts: dict[str, Receipt] = {}
         self._pending: list[Receipt] = []
+        self._forgotten: set[str] = set()
         self._flushed_at = time.monotonic()
         self._lock = threading.Lock()
 
@@ -92,9 +94,13 @@ class Ledger:
         Raises:
             IntegrityError: a batch does not read, or belongs to another plan.
         """
-        stored = [key for key, _ in self.storage.list(BATCHES)]
-        if self.storage.exists(MANIFEST):
-            stored.append(MANIFEST)
+        self._read_stored()
+        return self.receipts
+
+    def _read_stored(self) -> list[str]:
+        """Take up the receipts of the manifest and of every batch; the objects they were read from."""
+        stored = [MANIFEST] if self.storage.exists(MANIFEST) else []
+        stored += [key for key, _ in self.storage.list(BATCHES)]
         for key in stored:
             for receipt in _read_batch(self.storage, key):
                 if receipt.plan != self.plan_hash:
@@ -104,8 +110,9 @@ class Ledger:
                         measured=receipt.plan,
                         limit=self.plan_hash,
                     )
-                self.receipts[receipt.block] = receipt
-        return self.receipts
+                if receipt.block not in self._forgotten:
+                    self.receipts[receipt.block] = receipt
+        return stored
 
     def add(self, receipt: Receipt) -> None:
         """Record a block, and flush when the batch is old or long enough."""
@@ -115,33 +122,41 @@ class Ledger:
         self.flush_if_due()
 
     def flush_if_due(self) -> None:
-        """Store the receipts in hand when the batch is old or long enough."""
+        """Store the receipts in hand when the batch is old or long enough; a storage outage is waited out."""
         with self._lock:
             due = time.monotonic() - self._flushed_at >= FLUSH_INTERVAL_S or len(self._pending) >= FLUSH_COUNT
         if due:
-            self.flush()
+            with contextlib.suppress(TransientError):
+                self.flush()
 
     def flush(self) -> None:
         """Store the receipts not stored yet as one object."""
         with self._lock:
-            batch, self._pending = self._pending, []
             self._flushed_at = time.monotonic()
-        if batch:
-            name = f"{BATCHES}/{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
-            self.storage.put(name, _batch_bytes(batch))
+            if self._pending:
+                name = f"{BATCHES}/{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
+                self.storage.put(name, _batch_bytes(self._pending))
+                self._pending = []
 
     def write_manifest(self) -> None:
-        """Store all receipts as the one object that a completed output carries, and drop the batches."""
-        self.flush()
-        batches = [key for key, _ in self.storage.list(BATCHES)]
-        self.storage.put(MANIFEST, _batch_bytes(self.receipts[k] for k in sorted(self.receipts)))
-        for key in batches:
-            self.storage.delete(key)
+        """Store all receipts as the one object that a completed output carries, and drop the batches it holds.
 
-    def write_dead_letters(self, letters: Iterable[DeadLetter]) -> None:
-        """Store the blocks that failed, replacing an earlier list."""
-        document = [letter.model_dump(mode="json") for letter in letters]
-        self.storage.put(DEAD_LETTERS, json.dumps(document, indent=1).encode())
+        What another run recorded meanwhile is read again first, so that it is neither lost nor dropped.
+        """
+        self.flush()
+        ours = dict(self.receipts)
+        merged = self._read_stored()
+        self.receipts = {**self.receipts, **ours}
+        self.storage.put(MANIFEST, _batch_bytes(self.receipts[k] for k in sorted(self.receipts)))
+        for key in merged:
+            if key != MANIFEST:
+                self.storage.delete(key)
+
+    def keep_only(self, blocks: set[str]) -> None:
+        """Forget receipts of other blocks: their shards are gone or of another size."""
+        forgotten = set(self.receipts) - blocks
+        self.receipts = {block: receipt for block, receipt in self.receipts.items() if block in blocks}
+        self._forgotten = forgotten
 
 
 def _batch_bytes(receipts: Iterable[Receipt]) -> bytes:

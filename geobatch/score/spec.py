@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from geobatch.blocks import Grid, Halo
 from geobatch.models.bundle import ClassInfo
@@ -20,7 +21,11 @@ NUMERICS = 1
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Cells = Annotated[int, Field(ge=1)]
+Shape3 = tuple[Cells, Cells, Cells]
 
 
 class Region(_Frozen):
@@ -76,13 +81,19 @@ class ScoreJob(_Frozen):
     region: Region = Region()
     crop: Region | None = None
     statistics: Literal["survey", "bundle"] = "survey"
-    shard: tuple[int, int, int] = (128, 128, 128)
-    chunk: tuple[int, int, int] = (64, 64, 64)
-    patch: tuple[int, int, int] | None = None
+    shard: Shape3 = (128, 128, 128)
+    chunk: Shape3 = (64, 64, 64)
+    patch: Shape3 | None = None
     batch: int | None = Field(default=None, ge=1)
     probabilities: Probabilities = "uint8"
     attempts: int = Field(default=3, ge=1)
     resources: ScoreResources = ScoreResources()
+
+    @model_validator(mode="after")
+    def _whole_chunks(self) -> Self:
+        if any(s % c for s, c in zip(self.shard, self.chunk, strict=True)):
+            raise ValueError(f"shard {self.shard} is no whole multiple of chunk {self.chunk}")
+        return self
 
 
 class GridSpec(_Frozen):
@@ -94,6 +105,11 @@ class GridSpec(_Frozen):
     stride: tuple[int, ...]
     halo: Halo
     reach: Halo
+
+    @classmethod
+    def of(cls, grid: Grid) -> GridSpec:
+        """The grid as JSON."""
+        return cls(**dataclasses.asdict(grid))
 
     def grid(self) -> Grid:
         """The grid itself."""

@@ -1,0 +1,224 @@
+"""From a scoring job to its plan: the right data, the grid that fits in memory, the statistics of the survey."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from geobatch import cluster
+from geobatch.blocks import Grid, Halo
+from geobatch.errors import IntegrityError, MismatchError, UsageError
+from geobatch.models.bundle import Bundle, load_bundle
+from geobatch.plan import activation_bytes_per_cell, choose_patch, free_memory_bytes, memory_error, project_memory
+from geobatch.preprocess import Chain, Crop
+from geobatch.score.match import describe_data, prepared_quantiles, require_right_data
+from geobatch.score.spec import GridSpec, ScoreJob, ScorePlan
+from geobatch.shards import Index, Region
+from geobatch.storage import absolute_url, open_storage
+from geobatch.survey import (
+    VOLUME_AXES,
+    control_url,
+    open_survey,
+    require_complete,
+    require_every_shard,
+    survey_info,
+    valid_volume,
+)
+
+PLAN = "plan.json"
+
+
+@dataclass
+class Inputs:
+    """A job with its places made absolute, and what it names, opened.
+
+    Attributes:
+        job: The job.
+        bundle: The bundle, its hashes checked.
+        volume: The whole survey's volume, lazy.
+        info: The survey's own description.
+        stored: The plan an earlier run of this output stored.
+        warnings: What a user should know, with figures.
+    """
+
+    job: ScoreJob
+    bundle: Bundle
+    volume: xr.DataArray
+    info: dict[str, Any]
+    stored: ScorePlan | None
+    warnings: list[str] = field(default_factory=list)
+
+
+def open_inputs(job: ScoreJob, force: bool = False) -> Inputs:
+    """Open what the job names, and refuse data the bundle was not made for.
+
+    Raises:
+        MismatchError: the data are of another kind than the bundle's.
+        DataError: the survey is incomplete or lacks stored objects.
+        NotFoundError: survey or bundle are not there.
+    """
+    job = job.model_copy(update={key: absolute_url(getattr(job, key)) for key in ("survey", "bundle", "output")})
+    bundle = load_bundle(job.bundle)
+    dataset = open_survey(job.survey)
+    require_complete(dataset, job.survey)
+    info = survey_info(dataset, job.survey)
+    warnings = require_right_data(bundle.spec, describe_data(info, ()), job.survey, force)
+    stored = _stored_plan(job.output)
+    if stored is None:
+        require_every_shard(dataset, job.survey)
+    return Inputs(job, bundle, valid_volume(dataset, job.survey), info, stored, warnings)
+
+
+def make_plan(inputs: Inputs) -> ScorePlan:
+    """The plan of a job. Of a stored one, the fitted statistics, patch, batch and threads are kept.
+
+    The statistics are Dask reductions over the whole survey on the Ray cluster.
+
+    Raises:
+        MismatchError: what decides voxels differs from the stored plan.
+        UsageError: memory cannot fit.
+    """
+    job, bundle, stored = inputs.job, inputs.bundle, inputs.stored
+    chain = _chain(job, bundle)
+    grid, chunk = _draw_grid(inputs, chain)
+    if stored is not None:
+        chain = stored.chain
+    elif job.statistics == "survey":
+        cluster.connect(cpus=math.ceil(job.resources.cpus * job.resources.replicas))
+        chain = chain.fit(inputs.volume)
+    plan = ScorePlan(
+        survey=job.survey,
+        survey_identity=str(inputs.info.get("identity")),
+        bundle=job.bundle,
+        bundle_hash=bundle.spec.hash,
+        statistics=job.statistics,
+        crop=job.crop,
+        chain=chain,
+        grid=GridSpec.of(grid),
+        chunk=chunk,
+        batch=job.batch or (stored.batch if stored else 1),
+        threads=stored.threads if stored else job.resources.threads,
+        device="cuda" if job.resources.gpus else "cpu",
+        probabilities=job.probabilities,
+        classes=bundle.spec.classes,
+    )
+    if stored is not None and stored.hash != plan.hash:
+        raise MismatchError(
+            "output was begun under another plan",
+            where=job.output,
+            measured="; ".join(plan.differences(stored)[:5]),
+            remedy="Use the earlier settings, or another output.",
+        )
+    if stored is None:
+        quantiles = prepared_quantiles(chain.crop(inputs.volume), chain)
+        inputs.warnings[:] = require_right_data(
+            bundle.spec, describe_data(inputs.info, quantiles), job.survey, force=True
+        )
+    return plan
+
+
+def wanted_blocks(grid: Grid, cropped: xr.DataArray, job: ScoreJob) -> list[Index]:
+    """The blocks that touch the job's region."""
+    return list(grid.indices(_region_cells(cropped, job)))
+
+
+def forecast_score(job: ScoreJob) -> dict[str, Any]:
+    """What scoring would do, without doing it: nothing is read but metadata."""
+    inputs = open_inputs(job)
+    chain = _chain(inputs.job, inputs.bundle)
+    grid, _ = _draw_grid(inputs, chain)
+    wanted = wanted_blocks(grid, chain.crop(inputs.volume), inputs.job)
+    batch = job.batch or (inputs.stored.batch if inputs.stored else 1)
+    memory = project_memory(grid, batch, _activation_bytes(inputs.bundle), _output_bytes(job, inputs.bundle))
+    return {
+        "blocks": len(wanted),
+        "voxels": sum(math.prod(c.stop - c.start for c in grid.block(index).write) for index in wanted),
+        "redundancy": round(grid.redundancy(), 3),
+        "grid": GridSpec.of(grid).model_dump(),
+        "batch": batch,
+        "survey_bytes": math.prod(grid.shape) * 4,
+        "output_bytes_before_compression": math.prod(grid.shape) * _output_bytes(job, inputs.bundle),
+        "memory_per_replica": {"projected_gib": round(memory.total / 2**30, 3), "by_cause": str(memory)},
+        "replicas": job.resources.replicas,
+        "resumes": inputs.stored is not None,
+        "warnings": inputs.warnings,
+    }
+
+
+def _chain(job: ScoreJob, bundle: Bundle) -> Chain:
+    """The bundle's preprocessing after the job's own crop; a crop of the training data is left out."""
+    steps = [step for step in bundle.spec.chain.steps if not isinstance(step, Crop)]
+    return Chain(steps=(Crop(**job.crop.model_dump()), *steps) if job.crop else tuple(steps))
+
+
+def _draw_grid(inputs: Inputs, chain: Chain) -> tuple[Grid, tuple[int, ...]]:
+    """The grid and the chunk shape: those of the stored plan unless the job names others."""
+    job, stored, reach = inputs.job, inputs.stored, inputs.bundle.spec.reach
+    shape = tuple(chain.crop(inputs.volume).shape)
+    around: Halo = tuple(chain.halo.get(axis, (0, 0)) for axis in VOLUME_AXES)
+    chunk = tuple(min(c, _up_to_power_of_two(n)) for c, n in zip(job.chunk, shape, strict=True))
+    whole = tuple(-(-n // c) * c for n, c in zip(shape, chunk, strict=True))
+    shard = tuple(max(min(s, w) // c, 1) * c for s, w, c in zip(job.shard, whole, chunk, strict=True))
+    patch = job.patch or (stored.grid.patch if stored else None)
+    batch = job.batch or (stored.batch if stored else 1)
+    figures = (batch, _activation_bytes(inputs.bundle), _output_bytes(job, inputs.bundle))
+    given_gib = job.resources.memory_gib
+    limit = int(given_gib * 2**30) if given_gib else free_memory_bytes(job.resources.replicas)
+    if patch is None:
+        patch = choose_patch(shape, shard, reach.stride, reach.halo, around, *figures, limit_bytes=limit)
+    grid = Grid(shape, shard, tuple(patch), reach.stride, reach.halo, around)
+    memory = project_memory(grid, *figures)
+    # What an earlier run began may go on with other resources: then only a limit that the job names counts.
+    if memory.total > limit and (given_gib or not stored):
+        raise memory_error(grid, memory, limit)
+    return grid, chunk
+
+
+def _activation_bytes(bundle: Bundle) -> float:
+    return activation_bytes_per_cell(bundle.network(), bundle.spec.in_channels, bundle.spec.reach.stride)
+
+
+def _output_bytes(job: ScoreJob, bundle: Bundle) -> int:
+    """Bytes written per cell before compression."""
+    return 1 + {"none": 0, "uint8": 1, "float32": 4}[job.probabilities] * len(bundle.spec.classes)
+
+
+def _region_cells(cropped: xr.DataArray, job: ScoreJob) -> Region:
+    cells = []
+    for axis in VOLUME_AXES:
+        ends = getattr(job.region, axis)
+        numbers = np.asarray(cropped[axis].values, dtype=np.float64)
+        first, last = ends or (-math.inf, math.inf)
+        inside = np.flatnonzero((numbers >= first) & (numbers <= last))
+        if inside.size == 0:
+            raise UsageError(
+                f"region holds no {axis} of the survey",
+                where=f"region.{axis}",
+                measured=[first, last],
+                limit=f"{numbers.min():g} to {numbers.max():g}",
+            )
+        cells.append(slice(int(inside[0]), int(inside[-1]) + 1))
+    return tuple(cells)
+
+
+def _stored_plan(output_url: str) -> ScorePlan | None:
+    control = open_storage(control_url(output_url))
+    if not control.exists(PLAN):
+        return None
+    try:
+        return ScorePlan.model_validate_json(control.get(PLAN))
+    except ValueError as error:
+        raise IntegrityError(
+            "plan.json of the output does not read",
+            where=control.url,
+            measured=str(error).splitlines()[0],
+            remedy="Give another output.",
+        ) from error
+
+
+def _up_to_power_of_two(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
