@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ import psutil
 import pytest
 import torch
 import yaml
+from conftest import BUCKET
 from surveys import CLASSES, STEPS, random_volume, write_bundle, write_survey
 
-from geobatch.errors import DataError, MismatchError, UsageError
+from geobatch.errors import DataError, IncompleteError, MismatchError, UsageError
 from geobatch.job import forecast, parse_job, run_job
-from geobatch.local_s3 import LocalS3
 from geobatch.models.bundle import load_bundle
 from geobatch.preprocess import Chain
 from geobatch.score.spec import ScoreJob, ScorePlan
@@ -32,6 +33,27 @@ from geobatch.storage import join_url, open_storage
 from geobatch.survey import open_survey, valid_volume
 
 SHAPE = (45, 38, 51)
+BLOCKS = 3 * 2 * 2
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster: None) -> str:
+    """A place with survey and bundle, and a scored survey that one undisturbed run made."""
+    base = f"s3://{BUCKET}/{uuid.uuid4().hex}"
+    volume = write_survey(join_url(base, "survey"), random_volume(SHAPE))
+    write_bundle(join_url(base, "bundle"), volume)
+    summary = run_job(parse_job(job_at(base)))
+    assert (summary["blocks"]["scored"], summary["blocks"]["dead"]) == (BLOCKS, 0)
+    return base
+
+
+def copy_of(finished: str) -> str:
+    """The URL of a copy of the finished output, for a test to disturb."""
+    source, name = open_storage(join_url(finished, "scored")), f"copy-{uuid.uuid4().hex[:8]}"
+    target = open_storage(join_url(finished, name))
+    for key, _ in source.list():
+        target.put(key, source.get(key))
+    return target.url
 
 
 @pytest.fixture
@@ -51,7 +73,7 @@ def job_at(place: str, **keys: Any) -> dict[str, Any]:
         "shard": [16, 32, 32],
         "chunk": [16, 16, 16],
         "probabilities": "float32",
-        "resources": {"replicas": 2, "cpus": 0.5},
+        "resources": {"replicas": 1, "cpus": 0.5},
         **keys,
     }
 
@@ -86,30 +108,29 @@ def shard_bytes(output: str) -> dict[str, bytes]:
     return {key: storage.get(key) for key, _ in storage.list() if "/c/" in key and not key.startswith("_geobatch")}
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_scored_survey_equals_the_whole_in_one_piece(place: str) -> None:
-    layouts: list[dict[str, Any]] = [
-        {"shard": [16, 32, 32]},
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"shard": [16, 32, 32], "resources": {"replicas": 2, "cpus": 0.5}},
         {"shard": [48, 16, 64], "chunk": [16, 16, 32], "patch": [36, 36, 36], "batch": 2},
-        {"shard": [64, 64, 64], "chunk": [32, 32, 32], "resources": {"replicas": 1}},
-    ]
-    for number, layout in enumerate(layouts):
-        output = join_url(place, f"scored-{number}")
-        summary = run_job(parse_job(job_at(place, output=output, **layout)))
-        assert summary["blocks"]["dead"] == 0
-        require_equal_to_whole(place, output)
+        {"shard": [64, 64, 64], "chunk": [32, 32, 32]},
+    ],
+)
+def test_scored_survey_equals_the_whole_in_one_piece(finished: str, layout: dict[str, Any]) -> None:
+    output = join_url(finished, f"scored-{uuid.uuid4().hex[:8]}")
+    summary = run_job(parse_job(job_at(finished, output=output, **layout)))
+    assert summary["blocks"]["dead"] == 0
+    require_equal_to_whole(finished, output)
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_second_run_scores_nothing_and_changes_nothing(place: str) -> None:
-    job = parse_job(job_at(place))
-    run_job(job)
+def test_second_run_scores_nothing_and_changes_nothing(finished: str) -> None:
+    job = parse_job(job_at(finished, output=copy_of(finished)))
     before = shard_bytes(job.output)
     summary = run_job(job)
-    assert summary["blocks"]["scored"] == 0
+    assert (summary["blocks"]["kept"], summary["blocks"]["scored"]) == (BLOCKS, 0)
     assert shard_bytes(job.output) == before
     assert {key for key, _ in open_storage(job.output).list("_geobatch")} == {
-        f"_geobatch/{name}.json" for name in ("job", "plan", "run", "manifest", "dead_letters")
+        f"_geobatch/{name}.json" for name in ("job", "plan", "scope", "run", "manifest", "dead_letters")
     }
 
 
@@ -117,15 +138,14 @@ def test_second_run_scores_nothing_and_changes_nothing(place: str) -> None:
 def test_region_grows_and_keeps_what_was_scored(place: str) -> None:
     part = run_job(parse_job(job_at(place, region={"inline": [100, 110]})))
     assert part["blocks"] == {"wanted": 4, "kept": 0, "scored": 4, "dead": 0, "adopted": 0}
-    rest = run_job(parse_job(job_at(place, resources={"replicas": 1})))
+    assert open_survey(join_url(place, "scored")).attrs["geobatch"]["state"] == "complete"
+    rest = run_job(parse_job(job_at(place, resources={"replicas": 2, "cpus": 0.5})))
     assert (rest["blocks"]["kept"], rest["blocks"]["scored"]) == (4, 8)
     require_equal_to_whole(place, join_url(place, "scored"))
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_shards_without_receipts_are_verified_and_adopted(place: str) -> None:
-    job = parse_job(job_at(place))
-    run_job(job)
+def test_shards_without_receipts_are_verified_and_adopted(finished: str) -> None:
+    job = parse_job(job_at(finished, output=copy_of(finished)))
     before = shard_bytes(job.output)
     storage = open_storage(job.output)
     storage.delete("_geobatch/manifest.json")
@@ -133,49 +153,65 @@ def test_shards_without_receipts_are_verified_and_adopted(place: str) -> None:
     earlier = encode_shard(plan.arrays()[0], np.zeros((16, 32, 32), np.uint8))
     storage.put("class_map/c/0/0/0", earlier)
     summary = run_job(job)
-    assert (summary["blocks"]["scored"], summary["blocks"]["adopted"]) == (12, 1)
+    assert (summary["blocks"]["scored"], summary["blocks"]["adopted"]) == (BLOCKS, 1)
     assert shard_bytes(job.output) == {**before, "class_map/c/0/0/0": earlier}, "who came first is kept"
     manifest = json.loads(storage.get("_geobatch/manifest.json"))
     (shard, _) = next(receipt["shards"] for receipt in manifest if receipt["block"] == "0/0/0")
     assert shard["sha256"] == hashlib.sha256(earlier).hexdigest()
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_same_job_file_runs_on_s3_and_on_local_disk(place: str, tmp_path: Path) -> None:
-    run_job(parse_job(job_at(place)))
-    run_job(parse_job(job_at(place, output=str(tmp_path / "scored"))))
-    assert shard_bytes(join_url(place, "scored")) == shard_bytes(str(tmp_path / "scored"))
+def test_same_job_file_runs_on_s3_and_on_local_disk(finished: str, tmp_path: Path) -> None:
+    run_job(parse_job(job_at(finished, output=str(tmp_path / "scored"))))
+    assert shard_bytes(str(tmp_path / "scored")) == shard_bytes(join_url(finished, "scored"))
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_damaged_shard_becomes_a_dead_letter_and_the_rest_is_scored(place: str) -> None:
-    job = parse_job(job_at(place, attempts=2))
-    run_job(job)
-    storage = open_storage(job.output)
-    storage.delete("_geobatch/manifest.json")
+def test_lost_and_damaged_shards_are_found_and_one_bad_block_stops_nothing(finished: str) -> None:
+    job = parse_job(job_at(finished, output=copy_of(finished), attempts=2))
+    storage, before = open_storage(job.output), shard_bytes(job.output)
+    storage.delete("class_map/c/0/0/0")
     storage.put("class_map/c/1/0/0", b"")
-    with pytest.raises(Exception, match=r"1 of 12 blocks could not be scored.*damaged shard") as failure:
+    with pytest.raises(IncompleteError, match=r"1 of 12 blocks could not be scored.*damaged shard"):
         run_job(job)
-    assert failure.value.exit_code == 4
     (letter,) = json.loads(storage.get("_geobatch/dead_letters.json"))
     assert (letter["block"], letter["attempts"]) == ("1/0/0", 2)
     assert letter["region"]["inline"] == [132, 162]
     assert "Traceback" in letter["traceback"]
     assert open_survey(job.output).attrs["geobatch"]["state"] == "incomplete"
+    part = run_job(parse_job(job_at(finished, output=job.output, region={"inline": [100, 101]})))
+    assert part["blocks"]["scored"] == 0
+    assert open_survey(job.output).attrs["geobatch"]["state"] == "incomplete", "a whole part is not the whole"
+    assert len(json.loads(storage.get("_geobatch/dead_letters.json"))) == 1
     storage.delete("class_map/c/1/0/0")
-    run_job(job)
-    require_equal_to_whole(place, job.output)
+    assert run_job(job)["blocks"]["scored"] == 1
+    assert shard_bytes(job.output) == before
+    assert open_survey(job.output).attrs["geobatch"]["state"] == "complete"
 
 
-def test_changed_settings_are_refused_by_name(place: str, ray_cluster: None) -> None:
-    run_job(parse_job(job_at(place, region={"inline": [100, 101]})))
+def test_changed_settings_are_refused_by_name(finished: str) -> None:
+    output = copy_of(finished)
     with pytest.raises(MismatchError, match="probabilities: uint8 now, float32 then"):
-        run_job(parse_job(job_at(place, probabilities="uint8")))
+        run_job(parse_job(job_at(finished, output=output, probabilities="uint8")))
     with pytest.raises(MismatchError, match="statistics: bundle now, survey then"):
-        run_job(parse_job(job_at(place, statistics="bundle")))
-    write_survey(join_url(place, "survey"), random_volume(SHAPE, seed=1), identity="another")
+        run_job(parse_job(job_at(finished, output=output, statistics="bundle")))
+    write_survey(join_url(output, "other"), random_volume(SHAPE, seed=1), identity="another")
     with pytest.raises(MismatchError, match="survey_identity: another now, test-survey then"):
-        run_job(parse_job(job_at(place)))
+        run_job(parse_job(job_at(finished, output=output, survey=join_url(output, "other"))))
+
+
+def test_run_that_ended_right_after_its_plan_is_continued(finished: str) -> None:
+    output = copy_of(finished)
+    storage = open_storage(output)
+    for key, _ in list(storage.list()):
+        if key != "_geobatch/plan.json":
+            storage.delete(key)
+    run_job(parse_job(job_at(finished, output=output)))
+    assert shard_bytes(output) == shard_bytes(join_url(finished, "scored"))
+
+
+def test_replicas_that_the_cluster_cannot_hold_are_refused(finished: str) -> None:
+    output = join_url(finished, "never")
+    with pytest.raises(UsageError, match=r"cannot hold the replicas; found .*0 GPU.*1 replicas of 0.5 CPU and 1 GPU"):
+        run_job(parse_job(job_at(finished, output=output, resources={"cpus": 0.5, "gpus": 1, "memory_gib": 8})))
 
 
 def test_wrong_quantity_and_axis_are_refused_with_the_reason(place: str) -> None:
@@ -210,28 +246,23 @@ def test_output_that_is_something_else_is_left_alone(place: str) -> None:
     assert shard_bytes(join_url(place, "survey")) == before
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_killed_replicas_cost_time_only(place: str) -> None:
-    import ray
+def test_killed_replicas_cost_time_only(finished: str) -> None:
     from ray import serve
 
-    run_job(parse_job(job_at(place, output=join_url(place, "undisturbed"))))
     killed: list[int] = []
 
     def kill(done: int, total: int, news: str) -> None:
         if done in (2, 5):
-            workers = [p for p in psutil.process_iter(["name", "cmdline"]) if _is_replica(p)]
-            for process in workers[:1]:
-                os.kill(process.pid, signal.SIGKILL)
-                killed.append(process.pid)
+            replicas = [p for p in psutil.process_iter(["name", "cmdline"]) if _is_replica(p)]
+            os.kill(replicas[0].pid, signal.SIGKILL)
+            killed.append(replicas[0].pid)
 
-    job = parse_job(job_at(place))
+    output = join_url(finished, "killed-replicas")
+    job = parse_job(job_at(finished, output=output, resources={"replicas": 2, "cpus": 0.5}))
     summary = run_job(job, on_progress=kill)
     assert len(killed) == 2
-    assert summary["blocks"]["dead"] == 0
-    assert summary["blocks"]["scored"] == 12
-    assert shard_bytes(job.output) == shard_bytes(join_url(place, "undisturbed"))
-    assert ray.is_initialized()
+    assert (summary["blocks"]["scored"], summary["blocks"]["dead"]) == (BLOCKS, 0)
+    assert shard_bytes(output) == shard_bytes(join_url(finished, "scored"))
     assert serve.status().applications == {}, "no application is left behind"
 
 
@@ -239,33 +270,28 @@ def _is_replica(process: psutil.Process) -> bool:
     return any("ServeReplica" in part for part in process.info["cmdline"] or [])
 
 
-def test_killed_driver_costs_only_the_blocks_in_flight(place: str, s3_server: LocalS3, tmp_path: Path) -> None:
-    job = job_at(place, shard=[16, 16, 16], resources={"replicas": 1})
+def test_killed_driver_costs_only_the_blocks_in_flight(finished: str, tmp_path: Path) -> None:
+    output = join_url(finished, "killed-driver")
     path = tmp_path / "job.yaml"
-    path.write_text(yaml.safe_dump(job))
-    output, total = job["output"], 3 * 3 * 4
+    path.write_text(yaml.safe_dump(job_at(finished, output=output)))
     command = [sys.executable, "-m", "geobatch.cli", "run", str(path), "--json"]
-    environment = {**os.environ, **s3_server.environment}
-    driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    written = _wait_for_shards(output, driver, 8)
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _wait_for_shards(output, driver, 3)
     # Ray's own agents hold no device; they leave when their last call to the dead head has timed out.
     workers = [p for p in psutil.Process(driver.pid).children(recursive=True) if "Agent" not in p.name()]
     driver.kill()
     driver.wait()
-    _wait_until_gone(workers)
-    assert 8 <= written < total
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive, f"left behind: {alive}"
     before = shard_bytes(output)
-    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert 3 <= sum(key.startswith("class_map") for key in before) < BLOCKS
+    again = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert again.returncode == 0, again.stderr
     blocks = json.loads(again.stdout)["blocks"]
+    assert blocks["kept"] + blocks["scored"] == BLOCKS
     after = shard_bytes(output)
     assert {key: after[key] for key in before} == before, "a finished shard is never changed"
-    assert blocks["kept"] + blocks["scored"] == total
-    require_equal_to_whole(place, output)
-    undisturbed = job_at(place, shard=[16, 16, 16], resources={"replicas": 2}, output=join_url(place, "undisturbed"))
-    path.write_text(yaml.safe_dump(undisturbed))
-    subprocess.run(command, env=environment, capture_output=True, timeout=240, check=True)
-    assert shard_bytes(undisturbed["output"]) == after
+    assert after == shard_bytes(join_url(finished, "scored"))
 
 
 def _wait_for_shards(output: str, driver: subprocess.Popen[bytes], count: int) -> int:
@@ -277,11 +303,6 @@ def _wait_for_shards(output: str, driver: subprocess.Popen[bytes], count: int) -
                 return written
         time.sleep(0.05)
     raise AssertionError(f"driver ended with {driver.poll()} before {count} blocks were written")
-
-
-def _wait_until_gone(processes: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(processes, timeout=60)
-    assert not alive, f"left behind: {alive}"
 
 
 def test_job_schema_has_every_key_of_a_score_job() -> None:

@@ -100,6 +100,7 @@ def deployed(
         ray_actor_options=options,
         health_check_period_s=5,
         graceful_shutdown_timeout_s=5,
+        graceful_shutdown_wait_loop_s=0.2,
     )
     target = serve.RunTarget(
         target=deployment.bind(plan.model_dump_json(), output_url),
