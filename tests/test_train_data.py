@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 from itertools import pairwise
@@ -133,11 +134,31 @@ def test_invalid_samples_become_zero_and_unlabelled() -> None:
     assert np.isfinite(amplitude).all()
 
 
-def test_a_label_that_is_no_class_is_refused() -> None:
-    labels = np.full((4, 4, 4), 7, np.uint8)
-    reader = PatchReader.split(labelled(np.zeros((4, 4, 4), np.float32), labels, 2), Chain(), Validation(fraction=0))
-    with pytest.raises(DataError, match="found 7"):
-        reader.read((slice(0, 4), slice(0, 4), slice(0, 4)))
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("uint8", 7), ("uint8", 254), ("int16", 256), ("int16", -1), ("f4", 0.5), ("f8", np.inf)]
+)
+def test_a_label_that_is_no_class_is_refused_with_its_place_whatever_its_number_type(dtype: str, value: float) -> None:
+    labels = np.ones((4, 4, 4), dtype)
+    labels[1, 2, 3] = value
+    survey = labelled(np.zeros((4, 4, 4), np.float32), labels, 2)
+    reader = PatchReader.split(dataclasses.replace(survey, labels_url="s3://b/labels"), Chain(), Validation(fraction=0))
+    place = r"s3://b/labels, inline 1, crossline 2, sample 3: .*"
+    with pytest.raises(DataError, match=rf"{place}found {value}; expected an integer from 0 to 1, or 255"):
+        reader.read((slice(1, 4), slice(0, 4), slice(0, 4)))
+
+
+def test_labels_of_any_number_type_are_read_and_nan_is_unlabelled() -> None:
+    expected = np.array([0, 1, 255, 1], np.uint8).reshape(1, 1, 4)
+    region = (slice(0, 1), slice(0, 1), slice(0, 4))
+    for dtype in ("uint8", "int16", "int64", "float32"):
+        survey = labelled(np.zeros((1, 1, 4), np.float32), expected.astype(dtype), 2)
+        read = PatchReader.split(survey, Chain(), Validation(fraction=0)).read_labels(region)
+        assert read.dtype == np.uint8
+        np.testing.assert_array_equal(read, expected)
+    missing = np.where(expected == 255, np.nan, expected)
+    survey = labelled(np.zeros((1, 1, 4), np.float32), missing, 2)
+    read = PatchReader.split(survey, Chain(), Validation(fraction=0)).read_labels(region)
+    np.testing.assert_array_equal(read, expected)
 
 
 def test_augmentation_turns_amplitude_and_labels_together_and_keeps_polarity() -> None:

@@ -1,7 +1,7 @@
 """Bundles: a trained network with all that is needed to use it correctly.
 
 A bundle is two objects under one URL: `model.safetensors`, the weights, and `bundle.json`, everything else, written
-last and holding the weights' hash. Nothing in it is executed.
+last and holding the weights' hash. Where `bundle.json` is missing there is no bundle. Nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from geobatch.blocks import Halo
 from geobatch.errors import IntegrityError, NotFoundError
 from geobatch.models import build_model
 from geobatch.models.reach import Reach, check_tiling, measure_reach
-from geobatch.preprocess import Chain
+from geobatch.preprocess import Chain, Crop
 from geobatch.storage import open_storage
 
 WEIGHTS = "model.safetensors"
@@ -129,7 +129,7 @@ def make_bundle(
         axes: Axis names of its input, in order.
         stride: Its total stride per axis.
         classes: Its classes, in the order of its outputs.
-        chain: The preprocessing, fitted.
+        chain: The preprocessing, fitted. A crop is left out: it names a place in the survey trained on.
         data: What it was trained on.
         metrics: Figures of the held-out data.
         provenance: Where it comes from.
@@ -149,7 +149,7 @@ def make_bundle(
         axes=axes,
         in_channels=in_channels,
         classes=classes,
-        chain=chain,
+        chain=chain.model_copy(update={"steps": tuple(step for step in chain.steps if not isinstance(step, Crop))}),
         reach=ReachInfo(stride=reach.stride, by_phase=reach.by_phase, halo=reach.halo, tiling_deviation=deviation),
         data=data,
         metrics=dict(metrics or {}),
@@ -160,8 +160,13 @@ def make_bundle(
 
 
 def save_bundle(url: str, bundle: Bundle) -> str:
-    """Write the bundle to `url`, its description last; return its hash."""
+    """Write the bundle to `url`, in place of one that is there; return its hash.
+
+    The old description goes first and the new one comes last, so that a kill in between leaves no bundle rather than
+    new weights under an old description.
+    """
     storage = open_storage(url)
+    storage.delete(DESCRIPTION)
     storage.put(WEIGHTS, bundle.weights)
     document = {**bundle.spec.model_dump(mode="json"), "hash": bundle.spec.hash}
     storage.put(DESCRIPTION, json.dumps(document, indent=2).encode())

@@ -45,10 +45,11 @@ class LabelledSurvey:
     Attributes:
         url: of the survey, for messages.
         volume: (inline, crossline, sample) float32, with `live_mask`.
-        labels: class indices on the same grid, uint8.
+        labels: class indices on the same grid, of any number type; 255 and NaN are unlabelled.
         classes: name and colour per class index.
         info: the survey's own description.
         label_identity: what identifies the labels' voxels.
+        labels_url: of the labels, for messages.
     """
 
     url: str
@@ -57,6 +58,7 @@ class LabelledSurvey:
     classes: tuple[dict[str, str], ...]
     info: dict[str, Any]
     label_identity: str
+    labels_url: str = ""
 
 
 def open_labelled(data: TrainingData) -> LabelledSurvey:
@@ -94,6 +96,7 @@ def open_labelled(data: TrainingData) -> LabelledSurvey:
         classes=class_names(classes, data.labels),
         info=survey_info(survey, data.survey),
         label_identity=str(survey_info(labels, data.labels).get("identity")),
+        labels_url=data.labels,
     )
 
 
@@ -116,6 +119,30 @@ def class_names(labels: xr.DataArray, where: str = "") -> tuple[dict[str, str], 
     return tuple({"name": name, "color": color} for name, color in zip(names, colors, strict=True))
 
 
+def class_indices(labels: xr.DataArray, classes: int, where: str = "") -> npt.NDArray[np.uint8]:
+    """Return labels of any number type as uint8; 255 where they are 255 or NaN.
+
+    Raises:
+        DataError: a value is neither a class index nor 255.
+    """
+    values = labels.values
+    wrong = ((values < 0) | (values >= classes)) & (values != INVALID_CLASS)
+    if values.dtype.kind == "f":
+        missing = np.isnan(values)
+        wrong = (wrong | (values != np.floor(values))) & ~missing
+        values = np.where(missing, INVALID_CLASS, values)
+    if wrong.any():
+        first = labels[tuple(np.argwhere(wrong)[0])]
+        place = ", ".join(f"{axis} {first[axis].item()}" for axis in labels.dims)
+        raise DataError(
+            f"a value of {labels.name} is no class",
+            where=f"{where}, {place}" if where else place,
+            measured=first.item(),
+            limit=f"an integer from 0 to {classes - 1}, or {INVALID_CLASS} or NaN for unlabelled",
+        )
+    return values.astype(np.uint8)
+
+
 @dataclass
 class PatchReader:
     """Reads prepared patches of one labelled survey.
@@ -128,6 +155,7 @@ class PatchReader:
         train: regions of training lie inside it; validation is in `validation`, None without.
         validation: held out, no inline of it shared with `train`.
         cached: the whole survey prepared, or None: each patch is then read from storage.
+        labels_url: for messages.
     """
 
     volume: xr.DataArray
@@ -137,6 +165,7 @@ class PatchReader:
     train: Region
     validation: Region | None
     cached: Patch | None = None
+    labels_url: str = ""
 
     @classmethod
     def split(cls, survey: LabelledSurvey, chain: Chain, validation: Validation) -> PatchReader:
@@ -159,7 +188,8 @@ class PatchReader:
             )
         section = (slice(0, crosslines), slice(0, samples))
         band = (slice(inlines - held_out, inlines), *section) if held_out else None
-        return cls(volume, labels, len(survey.classes), chain, (slice(0, last), *section), band)
+        train = (slice(0, last), *section)
+        return cls(volume, labels, len(survey.classes), chain, train, band, labels_url=survey.labels_url)
 
     @property
     def cache_bytes(self) -> int:
@@ -201,16 +231,7 @@ class PatchReader:
         return np.where(invalid, np.float32(0), amplitude), np.where(invalid, np.uint8(INVALID_CLASS), labels)
 
     def _labels(self, region: Region) -> npt.NDArray[np.uint8]:
-        labels = self.labels[region].values.astype(np.uint8)
-        beyond = (labels >= self.classes) & (labels != INVALID_CLASS)
-        if beyond.any():
-            raise DataError(
-                "a label is no class",
-                where=f"{self.labels.name}, inline {self.labels['inline'].values[region[0]][0]} and on",
-                measured=int(labels[beyond].max()),
-                limit=f"0 to {self.classes - 1}, or {INVALID_CLASS} for unlabelled",
-            )
-        return labels
+        return class_indices(self.labels[region], self.classes, self.labels_url)
 
 
 def cache_within(readers: Sequence[PatchReader], limit_bytes: int) -> None:

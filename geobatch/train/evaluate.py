@@ -9,7 +9,7 @@ import xarray as xr
 
 from geobatch.errors import MismatchError
 from geobatch.survey import VOLUME_AXES, open_survey
-from geobatch.train.data import class_names, spread_tiles
+from geobatch.train.data import class_indices, class_names, spread_tiles
 from geobatch.train.metrics import Counts, confusion_matrix, scores
 
 _BLOCK_CELLS = 256
@@ -31,6 +31,7 @@ def evaluate(scored_url: str, labels_url: str, variable: str = "class_map") -> d
 
     Raises:
         MismatchError: other classes, or no cell in common.
+        DataError: a value is neither a class nor 255.
     """
     scored, truth = _volume(scored_url, variable), _volume(labels_url, variable)
     names = [entry["name"] for entry in class_names(truth, labels_url)]
@@ -46,7 +47,8 @@ def evaluate(scored_url: str, labels_url: str, variable: str = "class_map") -> d
     counts: Counts = np.zeros((len(names), len(names)), np.int64)
     bounds = tuple(slice(0, size) for size in truth.shape)
     for block in spread_tiles(bounds, (_BLOCK_CELLS,) * 3, _ALL):  # type: ignore[arg-type]
-        counts += confusion_matrix(truth[block].values, scored[block].values, len(names))
+        true = class_indices(truth[block], len(names), labels_url)
+        counts += confusion_matrix(true, class_indices(scored[block], len(names), scored_url), len(names))
     result = scores(counts, names)
     if "fault" in names:
         result["fault_f1"] = result["classes"]["fault"]["f1"]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import ray.train
 import ray.train.torch
 import torch
@@ -21,6 +22,7 @@ import torch.distributed
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from geobatch.errors import UsageError
 from geobatch.models import build_model
 from geobatch.preprocess import Chain
 from geobatch.survey import INVALID_CLASS
@@ -76,11 +78,15 @@ class _Worker:
     teller: Teller
 
 
-def train_worker(config: dict[str, Any]) -> None:
+def train_worker(config: dict[str, Any]) -> UsageError | None:
     """Train until the last epoch, from the last checkpoint where there is one.
 
     Args:
         config: a `WorkerPlan` as JSON values.
+
+    Returns:
+        The error that ended training on every worker, if one did: Ray would retry what is raised here, and the same
+        steps would end the same way.
     """
     plan = WorkerPlan.model_validate(config)
     job = plan.job
@@ -94,15 +100,19 @@ def train_worker(config: dict[str, Any]) -> None:
         network.parameters(), lr=job.training.learning_rate, weight_decay=job.training.weight_decay
     )
     progress = _restore(network, optimizer)
-    parallel = ray.train.torch.prepare_model(network)
+    # Running statistics stay each worker's own until `_average_buffers`; by default the first worker's win every step.
+    parallel = ray.train.torch.prepare_model(network, parallel_strategy_kwargs={"broadcast_buffers": False})
     first = progress.epochs * job.training.steps_per_epoch
     with closing(prefetch(lambda: _batches(worker, first))) as batches:
         for epoch in range(progress.epochs, job.training.epochs):
-            loss = _train_epoch(worker, parallel, optimizer, batches, epoch)
+            losses = _train_epoch(worker, parallel, optimizer, batches, epoch)
             _average_buffers(network)
-            figures = {"epoch": epoch + 1, "loss": loss, "validation": _validate(worker, network)}
+            if divergence := _divergence(job, network, losses, epoch):
+                return divergence
+            figures = {"epoch": epoch + 1, "loss": float(losses.mean()), "validation": _validate(worker, network)}
             progress = Progress(epoch + 1, [*progress.history, figures])
             _report(worker, network, optimizer, progress)
+    return None
 
 
 def learning_rate(training: Training, step: int) -> float:
@@ -182,13 +192,14 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     batches: Iterator[tuple[Tensor, Tensor]],
     epoch: int,
-) -> float:
-    """Return the mean loss over the steps and the workers."""
+) -> npt.NDArray[np.float64]:
+    """Return the loss of each step, the mean over the workers, so that all of them find the same."""
     training = worker.plan.job.training
     weights_K = torch.tensor(worker.plan.class_weights, device=worker.device)
     parallel.train()
-    total = torch.zeros((), dtype=torch.float64, device=worker.device)
-    for step in range(epoch * training.steps_per_epoch, (epoch + 1) * training.steps_per_epoch):
+    losses = torch.zeros(training.steps_per_epoch, dtype=torch.float64, device=worker.device)
+    for index in range(training.steps_per_epoch):
+        step = epoch * training.steps_per_epoch + index
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(training, step)
         x_BCIXS, labels_BIXS = _on_device(worker, *next(batches))
@@ -197,10 +208,28 @@ def _train_epoch(
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parallel.parameters(), _GRADIENT_NORM)
         optimizer.step()
-        total += loss.detach()
+        losses[index] = loss.detach()
         if worker.rank == 0:
             worker.teller.tell(step + 1)
-    return float(_summed(total)) / (training.steps_per_epoch * worker.workers)
+    mean: npt.NDArray[np.float64] = _summed(losses).cpu().numpy() / worker.workers
+    return mean
+
+
+def _divergence(job: TrainJob, network: nn.Module, losses: npt.NDArray[np.float64], epoch: int) -> UsageError | None:
+    """Return the error for a loss, weight or running statistic that is not finite, None where all are."""
+    broken = np.flatnonzero(~np.isfinite(losses))
+    if not broken.size and all(bool(value.isfinite().all()) for value in network.state_dict().values()):
+        return None
+    index = int(broken[0]) if broken.size else losses.size - 1
+    step = epoch * job.training.steps_per_epoch + index
+    return UsageError(
+        "the loss did not stay finite" if broken.size else "the weights did not stay finite",
+        where=job.output,
+        measured=f"loss {losses[index]} in epoch {epoch + 1}, step {step + 1}, "
+        f"at learning rate {learning_rate(job.training, step):.3g}",
+        limit="finite loss and weights",
+        remedy="Lower training.learning_rate, or bring amplitudes near 1 by clip and scale in preprocess.",
+    )
 
 
 def _on_device(worker: _Worker, amplitude: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

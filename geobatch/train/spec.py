@@ -26,7 +26,10 @@ class TrainingData(_Frozen):
 
 
 class Validation(_Frozen):
-    """Ground that training never reads: a band of the last inlines of each survey.
+    """Ground whose labels and samples train no weight: a band of the last inlines of each survey.
+
+    Statistics of the preprocessing come from the whole survey, the band included, as they do in scoring, where
+    they are fitted to the survey being scored: the metrics measure the network, not its preprocessing.
 
     Attributes:
         fraction: of the inlines, held out; 0 validates nothing.

@@ -15,11 +15,11 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from geobatch import __version__, cluster
-from geobatch.errors import GeobatchError, MismatchError, NotFoundError, TransientError
+from geobatch.errors import GeobatchError, IntegrityError, MismatchError, NotFoundError, TransientError, UsageError
 from geobatch.models import build_model
 from geobatch.models.bundle import (
+    DESCRIPTION,
     QUANTILES,
-    Bundle,
     ClassInfo,
     DataDescription,
     load_bundle,
@@ -45,6 +45,7 @@ def train(job: TrainJob, on_progress: OnProgress = lambda step, steps, line: Non
 
     Raises:
         NotFoundError: a survey is not there.
+        UsageError: the output holds the bundle of another run, or loss or weights did not stay finite.
         MismatchError: surveys and labels do not fit together, or the network cannot be tiled exactly.
         TransientError: workers failed more often than `training.max_failures`.
     """
@@ -105,7 +106,7 @@ def _require_alike(surveys: Sequence[LabelledSurvey]) -> None:
 
 
 def _run_hash(job: TrainJob, surveys: Sequence[LabelledSurvey]) -> str:
-    """SHA-256 of all that decides the weights: a changed job or survey starts anew beside the old run."""
+    """SHA-256 of all that decides the weights: a changed job or survey does not continue an old run."""
     decides = job.model_dump(mode="json", include={"validation", "preprocess", "model", "training"})
     decides["training"].pop("max_failures")
     decides["workers"] = job.resources.workers
@@ -115,11 +116,25 @@ def _run_hash(job: TrainJob, surveys: Sequence[LabelledSurvey]) -> str:
 
 
 def _finished(output: str, run: str) -> bool:
+    """True when this run's bundle is there; a damaged bundle is none, and is trained anew.
+
+    Raises:
+        UsageError: the bundle of another run is there.
+    """
     try:
-        bundle: Bundle = load_bundle(output)
-    except NotFoundError:
+        spec = load_bundle(output).spec
+    except (NotFoundError, IntegrityError):
         return False
-    return bundle.spec.provenance.get("run") == run
+    found = spec.provenance.get("run")
+    if found != run:
+        raise UsageError(
+            "the output holds the bundle of another run",
+            where=output,
+            measured=f"bundle {spec.name!r} of run {found}",
+            limit=f"no bundle, or one of run {run}",
+            remedy=f"Give another output, or delete {DESCRIPTION} there.",
+        )
+    return True
 
 
 def _plan(job: TrainJob, surveys: Sequence[LabelledSurvey], run: str) -> tuple[WorkerPlan, list[PatchReader]]:
@@ -167,6 +182,8 @@ def _run_workers(plan: WorkerPlan) -> tuple[Progress, Any]:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _explained(error, job) from error
+    if result.return_value is not None:
+        raise result.return_value
     network = build_model(plan.network)
     with result.checkpoint.as_directory() as folder:
         return load_checkpoint(Path(folder), network), network
