@@ -142,7 +142,7 @@ def open_segy(url: str) -> SegyFile:
     size_bytes = storage.size(name)
     if size_bytes < FILE_HEADER_BYTES + TRACE_HEADER_BYTES:
         raise FormatError(
-            "file is too short for SEG-Y",
+            "file is too short for SEG-Y" if size_bytes else "file is empty",
             where=url,
             measured=f"{size_bytes} bytes",
             limit=f"{FILE_HEADER_BYTES} bytes of headers and at least one trace",
