@@ -25,7 +25,7 @@ class Outcome:
 
 
 @pytest.fixture
-def geobatch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+def geobatch(ray_cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """The command line in this process; it must not end the test session's cluster."""
     monkeypatch.setattr("geobatch.cluster.disconnect", lambda: None)
 

@@ -296,7 +296,7 @@ def damaged(tmp_path: Path, change: str) -> Path:
     ("change", "message"),
     [
         ("cut", "5 traces and 220 bytes over, 100 bytes short"),
-        ("empty", "too short.*0 bytes"),
+        ("empty", "empty.*0 bytes"),
         ("text", "holds text.*'depth,amplitude"),
         ("code", "unknown sample format code.*99"),
         ("double", "not supported.*code 6, IEEE 64-bit float"),
