@@ -33,6 +33,7 @@ def ingest(
     x_byte: Annotated[int, typer.Option(help="First trace header byte of cdp_x.")] = 181,
     y_byte: Annotated[int, typer.Option(help="First trace header byte of cdp_y.")] = 185,
     crs: Annotated[str | None, typer.Option(help="Coordinate reference system, such as EPSG:23031.")] = None,
+    attribution: Annotated[str | None, typer.Option(help="Whom to name wherever the data are shown.")] = None,
     quantity: Annotated[str | None, typer.Option(help="amplitude or velocity; found in the headers if absent.")] = None,
     domain: Annotated[str | None, typer.Option(help="time or depth; found in the headers if absent.")] = None,
     sample_interval: Annotated[float | None, typer.Option(help="Sample interval in the sample unit.")] = None,
@@ -53,6 +54,7 @@ def ingest(
             dst,
             layout=layout,
             crs=crs,
+            attribution=attribution,
             quantity=quantity,
             domain=domain,
             sample_interval=sample_interval,
@@ -165,7 +167,10 @@ def main() -> None:
     # A terminated run leaves as an interrupted one does: receipts stored, replicas and cluster gone.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app(standalone_mode=False)
+        # Typer turns an interrupt into the exit code that it returns here; our commands return nothing.
+        code = app(standalone_mode=False)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
     except GeobatchError as error:
         messages.print(f"[bold red]{type(error).__name__}[/]", end=" ")
         messages.print(str(error), markup=False)
@@ -180,7 +185,7 @@ def main() -> None:
             raise
         messages.print(error.format_message(), markup=False)
         _leave(2)
-    _leave(0)
+    _leave(code if isinstance(code, int) else 0)
 
 
 def _interrupt(_signal: int, _frame: object) -> None:

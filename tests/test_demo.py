@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,8 +16,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_interrupted_demo_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
+    # Not under tmp_path: the socket names of a Ray cluster may have 107 bytes.
+    scratch = Path(tempfile.mkdtemp(prefix="gb-"))
     environment = {**os.environ, "TMPDIR": str(scratch)}
     environment.pop("AWS_ENDPOINT_URL", None)
     command = [sys.executable, "-u", "-m", "geobatch.cli", "demo", "--keep", str(tmp_path / "kept")]
@@ -31,6 +33,7 @@ def test_interrupted_demo_leaves_no_process_and_no_folder(tmp_path: Path) -> Non
     assert not alive
     assert not list(scratch.glob("geobatch-demo-*"))
     assert "Interrupted" in log.read_text()
+    shutil.rmtree(scratch)
 
 
 def _wait_for(log: Path, text: str, process: subprocess.Popen[bytes]) -> None:

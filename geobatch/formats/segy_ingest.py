@@ -85,6 +85,7 @@ def ingest(
     *,
     layout: SegyLayout | None = None,
     crs: str | None = None,
+    attribution: str | None = None,
     quantity: str | None = None,
     domain: str | None = None,
     sample_interval: float | None = None,
@@ -103,6 +104,7 @@ def ingest(
         dst_url: Where the survey goes; it opens only after the last write.
         layout: Trace header positions, SEG-Y rev 1 by default.
         crs: Coordinate reference system of cdp_x and cdp_y, such as `EPSG:23031`.
+        attribution: Whom to name, and under which licence, wherever the data are shown.
         quantity: `amplitude` or `velocity`; judged from the file when not given.
         domain: `time` or `depth`; judged from the file when not given.
         sample_interval: Step of the vertical axis in `sample_unit`; from the file when not given.
@@ -147,6 +149,8 @@ def ingest(
         digests = _write_columns(file, target, values["trace_index"], fanout, passes.add)
     _refuse_changed(file)
     info = describe(file, table, grid, meaning, layout, crs, identity_of(digests, values))
+    if attribution:
+        info["attribution"] = attribution
     finish_group(dst_url, specs, {"geobatch": info})
     return {"url": dst_url, "shape": list(target.volume.shape), "shards": len(digests), **info}
 
