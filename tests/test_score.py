@@ -266,6 +266,12 @@ def test_killed_replicas_cost_time_only(finished: str) -> None:
     assert serve.status().applications == {}, "no application is left behind"
 
 
+def _is_agent(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return "Agent" in process.name()
+    return True
+
+
 def _is_replica(process: psutil.Process) -> bool:
     return any("ServeReplica" in part for part in process.info["cmdline"] or [])
 
@@ -278,7 +284,7 @@ def test_killed_driver_costs_only_the_blocks_in_flight(finished: str, tmp_path: 
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _wait_for_shards(output, driver, 3)
     # Ray's own agents hold no device; they leave when their last call to the dead head has timed out.
-    workers = [p for p in psutil.Process(driver.pid).children(recursive=True) if "Agent" not in p.name()]
+    workers = [p for p in psutil.Process(driver.pid).children(recursive=True) if not _is_agent(p)]
     driver.kill()
     driver.wait()
     _, alive = psutil.wait_procs(workers, timeout=60)
