@@ -48,7 +48,7 @@ def ingest(
 
     layout = SegyLayout(inline=inline_byte, crossline=crossline_byte, cdp_x=x_byte, cdp_y=y_byte)
     run_ingest = find_ingest(src)
-    with _progress("ingest", "traces") as update:
+    with _Progress("ingest", "traces") as update:
         summary = run_ingest(
             src,
             dst,
@@ -89,7 +89,7 @@ def run(
     from geobatch.job import load_job, run_job
 
     job = load_job(job_file, overrides or [])
-    with _progress(job.name, "blocks" if job.job == "score" else "steps") as update:
+    with _Progress(job.name, "blocks" if job.job == "score" else "steps") as update:
         result = run_job(job, force=force, on_progress=update)
     _print_result(result, as_json)
 
@@ -210,7 +210,7 @@ def _print_result(result: dict[str, Any], as_json: bool) -> None:
     pprint(result, console=Console(highlight=True), expand_all=True)
 
 
-class _progress:  # noqa: N801
+class _Progress:
     """A bar when a person watches, a plain line every few seconds when not."""
 
     def __init__(self, title: str, unit: str) -> None:

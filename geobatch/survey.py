@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,18 @@ def mask_dead(volume: xr.DataArray) -> xr.DataArray:
     live = volume["live_mask"]
     volume = volume.drop_vars("live_mask")
     return volume if bool(live.all()) else volume.where(live.drop_vars(list(live.coords)))
+
+
+def class_attributes(names: Sequence[str], colors: Sequence[str]) -> dict[str, Any]:
+    """Attributes of a class map: names and colours `#rrggbb` of the classes 0, 1, 2 … as CF flags."""
+    return {
+        "long_name": "class",
+        "flag_values": list(range(len(names))),
+        "flag_meanings": " ".join(name.replace(" ", "_") for name in names),
+        "flag_colors": " ".join(colors),
+        "comment": f"{INVALID_CLASS} is invalid or not labelled",
+        "coordinates": "cdp_x cdp_y",
+    }
 
 
 def class_names(class_map: xr.DataArray) -> dict[int, str]:

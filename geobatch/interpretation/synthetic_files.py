@@ -25,7 +25,7 @@ from geobatch.shards import (
     shard_region,
 )
 from geobatch.storage import open_storage, split_url
-from geobatch.survey import COMPLETE, INVALID_CLASS, SCHEMA, VOLUME_AXES
+from geobatch.survey import COMPLETE, INVALID_CLASS, SCHEMA, VOLUME_AXES, class_attributes
 
 FIRST_INLINE, FIRST_CROSSLINE = 1001, 2001
 BIN_SIZE_M = 25.0
@@ -157,13 +157,8 @@ def _volume_spec(
     return ArraySpec(name, VOLUME_AXES, synthetic.shape, dtype, chunk, shard, fill, attributes)
 
 
-def _flags(classes: list[dict[str, str]]) -> dict[str, Any]:
-    return {
-        "flag_values": list(range(len(classes))),
-        "flag_meanings": " ".join(entry["name"] for entry in classes),
-        "flag_colors": " ".join(entry["color"] for entry in classes),
-        "coordinates": "cdp_x cdp_y",
-    }
+def _flags(classes: Sequence[dict[str, str]]) -> dict[str, Any]:
+    return class_attributes([entry["name"] for entry in classes], [entry["color"] for entry in classes])
 
 
 def _coordinates(synthetic: SyntheticSurvey) -> dict[str, npt.NDArray[Any]]:

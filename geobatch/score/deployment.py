@@ -37,6 +37,7 @@ class Replica:
 
     def __init__(self, plan: str, output_url: str) -> None:
         self._scorer = BlockScorer(ScorePlan.model_validate_json(plan), output_url)
+        self._scorer.load()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="block")
 
     async def score(self, index: Index) -> dict[str, Any]:

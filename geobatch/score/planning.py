@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from geobatch.models.bundle import Bundle, load_bundle
 from geobatch.plan import activation_bytes_per_cell, choose_patch, free_memory_bytes, memory_error, project_memory
 from geobatch.preprocess import Chain, Crop
 from geobatch.score.match import describe_data, prepared_quantiles, require_right_data
-from geobatch.score.spec import GridSpec, ScoreJob, ScorePlan
+from geobatch.score.spec import ScoreJob, ScorePlan
 from geobatch.shards import Index, Region
 from geobatch.storage import absolute_url, open_storage
 from geobatch.survey import (
@@ -98,7 +99,7 @@ def make_plan(inputs: Inputs) -> ScorePlan:
         statistics=job.statistics,
         crop=job.crop,
         chain=chain,
-        grid=GridSpec.of(grid),
+        grid=grid,
         chunk=chunk,
         batch=job.batch or (stored.batch if stored else 1),
         threads=stored.threads if stored else job.resources.threads,
@@ -138,7 +139,7 @@ def forecast_score(job: ScoreJob) -> dict[str, Any]:
         "blocks": len(wanted),
         "voxels": sum(math.prod(c.stop - c.start for c in grid.block(index).write) for index in wanted),
         "redundancy": round(grid.redundancy(), 3),
-        "grid": GridSpec.of(grid).model_dump(),
+        "grid": dataclasses.asdict(grid),
         "batch": batch,
         "survey_bytes": math.prod(grid.shape) * 4,
         "output_bytes_before_compression": math.prod(grid.shape) * _output_bytes(job, inputs.bundle),

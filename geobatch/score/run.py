@@ -53,7 +53,7 @@ def score(
     """
     inputs = open_inputs(job, force)
     plan = make_plan(inputs)
-    grid = plan.grid.grid()
+    grid = plan.grid
     volume = plan.chain.crop(inputs.volume)
     wanted = wanted_blocks(grid, volume, inputs.job)
     output = ScoredOutput(inputs, plan, volume)
@@ -149,7 +149,7 @@ def _summary(
         "retries": dict(tally.retries),
         "replicas": inputs.job.resources.replicas,
         "workers": sorted({receipt.worker for receipt in tally.receipts}),
-        "redundancy": round(plan.grid.grid().redundancy(), 3),
+        "redundancy": round(plan.grid.redundancy(), 3),
         "warnings": inputs.warnings,
         "manifest": MANIFEST,
         "versions": versions(),

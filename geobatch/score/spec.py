@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from geobatch.blocks import Grid, Halo
+from geobatch.blocks import Grid
 from geobatch.models.bundle import ClassInfo
 from geobatch.preprocess import Chain
 from geobatch.score.predictor import INVALID, PROBABILITY_STEPS, Probabilities
 from geobatch.shards import ArraySpec
-from geobatch.survey import VOLUME_AXES
+from geobatch.survey import VOLUME_AXES, class_attributes
 
 NUMERICS = 1
 """Raised whenever a release would write other voxels for the same plan."""
@@ -96,26 +95,6 @@ class ScoreJob(_Frozen):
         return self
 
 
-class GridSpec(_Frozen):
-    """A `blocks.Grid` as JSON."""
-
-    shape: tuple[int, ...]
-    shard: tuple[int, ...]
-    patch: tuple[int, ...]
-    stride: tuple[int, ...]
-    halo: Halo
-    reach: Halo
-
-    @classmethod
-    def of(cls, grid: Grid) -> GridSpec:
-        """The grid as JSON."""
-        return cls(**dataclasses.asdict(grid))
-
-    def grid(self) -> Grid:
-        """The grid itself."""
-        return Grid(self.shape, self.shard, self.patch, self.stride, self.halo, self.reach)
-
-
 class ScorePlan(_Frozen):
     """Everything that decides the voxels of a scored survey, fixed before the run and stored with the output."""
 
@@ -127,7 +106,7 @@ class ScorePlan(_Frozen):
     statistics: Literal["survey", "bundle"]
     crop: Region | None
     chain: Chain
-    grid: GridSpec
+    grid: Grid
     chunk: tuple[int, ...]
     batch: int
     threads: int
@@ -154,7 +133,7 @@ class ScorePlan(_Frozen):
 
     def arrays(self) -> tuple[ArraySpec, ...]:
         """The output arrays that blocks write: `class_map`, and `probability` when asked for."""
-        legend = class_attributes(self.classes)
+        legend = class_attributes([c.name for c in self.classes], [c.color for c in self.classes])
         shape, shard = self.grid.shape, self.grid.shard
         volume = ArraySpec("class_map", VOLUME_AXES, shape, "uint8", self.chunk, shard, INVALID, legend)
         if self.probabilities == "none":
@@ -174,18 +153,6 @@ class ScorePlan(_Frozen):
             attributes,
         )
         return (volume, probability)
-
-
-def class_attributes(classes: tuple[ClassInfo, ...]) -> dict[str, Any]:
-    """Names and colours of classes as CF flag attributes; 255 is invalid."""
-    return {
-        "long_name": "class",
-        "flag_values": list(range(len(classes))),
-        "flag_meanings": " ".join(c.name.replace(" ", "_") for c in classes),
-        "flag_colors": " ".join(c.color for c in classes),
-        "comment": f"{INVALID} is invalid or not scored",
-        "coordinates": "cdp_x cdp_y",
-    }
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -42,7 +42,7 @@ class BlockScorer:
 
     def __init__(self, plan: ScorePlan, output_url: str) -> None:
         self.plan = plan
-        self.grid = plan.grid.grid()
+        self.grid = plan.grid
         self.output = open_storage(output_url)
         self.arrays = plan.arrays()
         self.worker = f"{socket.gethostname()}:{os.getpid()}"
@@ -66,6 +66,10 @@ class BlockScorer:
             batch=self.plan.batch,
             device=self.plan.device,
         )
+
+    def load(self) -> None:
+        """Open the survey and load the network now, so that what ails them is one error and not one for each block."""
+        _ = self.volume, self.predictor
 
     def score_block(self, index: Index) -> Receipt:
         """Score one block: read, preprocess, predict, trim, write, receipt."""
