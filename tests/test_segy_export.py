@@ -72,7 +72,7 @@ def test_real_file_comes_back_byte_for_byte(name: str, test_data: Path, tmp_path
 
 def test_export_streams_to_a_bucket_in_parts(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_segy(tmp_path / "a.sgy", amplitudes((40, 70, 600)))
-    monkeypatch.setattr("geobatch.storage.PART_BYTES", 5 * 2**20)
+    monkeypatch.setattr("geobatch.storage.s3.PART_BYTES", 5 * 2**20)
     ingest(str(path), f"{s3}/survey")
     export_segy(f"{s3}/survey", f"{s3}/out/b.sgy", slab_bytes=2**20)
     assert open_storage(s3).get("out/b.sgy") == path.read_bytes()
@@ -83,7 +83,7 @@ def test_export_that_fails_leaves_nothing_under_its_name(
 ) -> None:
     path = write_segy(tmp_path / "a.sgy", amplitudes(SHAPE))
     ingest(str(path), str(tmp_path / "survey"), **GRID)
-    monkeypatch.setattr("geobatch.storage.PART_BYTES", 2000)
+    monkeypatch.setattr("geobatch.storage.s3.PART_BYTES", 2000)
 
     def stop(done: int, total: int) -> None:
         if done > total // 2:

@@ -6,7 +6,7 @@ from pathlib import Path
 import botocore.exceptions as aws
 import pytest
 
-import geobatch.storage as storage_module
+import geobatch.storage.s3 as storage_module
 from geobatch.errors import FormatError, NotFoundError, StorageError, UsageError
 from geobatch.local_s3 import environment, local_s3
 from geobatch.storage import absolute_url, join_url, open_storage, split_url

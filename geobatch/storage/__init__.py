@@ -1,0 +1,71 @@
+"""URLs to storage: one small interface over S3 and file systems.
+
+`boto3` is the control plane (whole objects, ranges, conditional writes); `obstore` carries chunk traffic behind Zarr.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import obstore.exceptions
+import obstore.store
+import zarr.storage
+
+from geobatch.errors import TransientError, UsageError
+from geobatch.storage.files import FileStorage
+from geobatch.storage.interface import Storage, absolute_url, join_url, path_of, s3_place, split_url
+from geobatch.storage.s3 import S3Storage, arrow_s3, chunk_store, create_bucket
+
+__all__ = [
+    "TRANSIENT",
+    "Storage",
+    "absolute_url",
+    "arrow_filesystem",
+    "create_bucket",
+    "join_url",
+    "open_storage",
+    "split_url",
+    "zarr_store",
+]
+
+TRANSIENT = (TransientError, obstore.exceptions.GenericError)
+"""Errors of storage that may be gone at the next try: ours, and that of the client that carries chunks."""
+
+
+def open_storage(url: str) -> Storage:
+    """The storage rooted at `url`: `s3://bucket/prefix`, `file:///path` or a plain path.
+
+    Raises:
+        UsageError: the scheme is not on the allow-list.
+    """
+    bucket, prefix = s3_place(url)
+    if bucket:
+        return S3Storage(bucket, prefix)
+    if url.startswith("file:///") or (url and "://" not in url):
+        return FileStorage(path_of(url))
+    raise UsageError(
+        "URL cannot be opened", where=url or "(empty URL)", limit="s3://bucket/key, file:///path or a plain path"
+    )
+
+
+def zarr_store(url: str, *, read_only: bool = True) -> zarr.storage.ObjectStore[Any]:
+    """A Zarr store over `url` for chunk traffic."""
+    bucket, prefix = s3_place(url)
+    store: Any
+    if bucket:
+        store = chunk_store(bucket, prefix)
+    else:
+        store = obstore.store.LocalStore(path_of(url).absolute(), mkdir=not read_only)
+    return zarr.storage.ObjectStore(store, read_only=read_only)
+
+
+def arrow_filesystem(url: str) -> tuple[Any, str]:
+    """A pyarrow file system and the path in it, for Ray Train's checkpoints."""
+    bucket, prefix = s3_place(url)
+    if bucket:
+        return arrow_s3(), f"{bucket}/{prefix}"
+    import pyarrow.fs
+
+    path = path_of(url).absolute()
+    path.mkdir(parents=True, exist_ok=True)
+    return pyarrow.fs.LocalFileSystem(), str(path)

@@ -1,0 +1,148 @@
+"""Storage on a file system, local or shared."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+from geobatch.errors import NotFoundError, StorageError, UsageError
+from geobatch.storage.interface import Storage, exact, join_url
+
+PARTIAL = ".partial"
+
+
+class FileStorage(Storage):
+    """Objects as files under a folder. New files appear whole: temporary file, fsync, rename or exclusive link."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.url = str(root)
+
+    def get(self, key: str) -> bytes:
+        """The whole file."""
+        with self._reading(key):
+            return self._path(key).read_bytes()
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Exactly `length` bytes from `start`."""
+        with self._reading(key), self._path(key).open("rb") as file:
+            file.seek(start)
+            return exact(file.read(length), length, join_url(self.url, key), start)
+
+    def size(self, key: str) -> int:
+        """Size of the file in bytes."""
+        with self._reading(key):
+            return self._path(key).stat().st_size
+
+    def version(self, key: str) -> str:
+        """Size and modification time."""
+        with self._reading(key):
+            stat = self._path(key).stat()
+        return f"{stat.st_size}-{stat.st_mtime_ns}"
+
+    def put(self, key: str, data: bytes) -> None:
+        """Replace the file by rename."""
+        with self.open_writer(key) as write:
+            write(data)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Publish by an exclusive hard link, which fails when the name exists."""
+        path = self._path(key)
+        with self._writing(key):
+            temporary = self._temporary(path)
+            try:
+                _write_durably(temporary, data)
+                os.link(temporary, path)
+                _sync_folder(path.parent)
+            except FileExistsError:
+                return path.read_bytes() == data
+            finally:
+                temporary.unlink(missing_ok=True)
+        return True
+
+    @contextlib.contextmanager
+    def open_writer(self, key: str) -> Iterator[Callable[[bytes], None]]:
+        """Bytes go to a temporary file that takes the final name at the end."""
+        path = self._path(key)
+        with self._writing(key):
+            temporary = self._temporary(path)
+        try:
+            with temporary.open("wb") as file:
+
+                def write(data: bytes) -> None:
+                    with self._writing(key):
+                        file.write(data)
+
+                yield write
+                with self._writing(key):
+                    file.flush()
+                    os.fsync(file.fileno())
+            with self._writing(key):
+                temporary.replace(path)
+                _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """Files under `prefix`, temporary ones left out."""
+        if not self.root.is_dir():
+            return
+        start = self._path(prefix) if prefix else self.root
+        files = [start] if start.is_file() else sorted(start.rglob("*"))
+        for path in files:
+            if path.is_file() and not path.name.endswith(PARTIAL):
+                yield path.relative_to(self.root).as_posix(), path.stat().st_size
+
+    def delete(self, key: str) -> None:
+        """Remove the file."""
+        with self._writing(key):
+            self._path(key).unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        if PurePosixPath(key).is_absolute() or ".." in PurePosixPath(key).parts:
+            raise UsageError("key leaves its root", where=self.url, measured=key)
+        return self.root / key
+
+    def _temporary(self, path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+
+    @contextlib.contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise NotFoundError("no such file", where=join_url(self.url, key), remedy="Check the path.") from None
+        except PermissionError:
+            raise StorageError("file cannot be read: permission denied", where=join_url(self.url, key)) from None
+
+    @contextlib.contextmanager
+    def _writing(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except FileExistsError as error:
+            raise StorageError(f"cannot write: {error.strerror}", where=str(error.filename)) from None
+        except OSError as error:
+            raise StorageError(
+                f"cannot write: {error.strerror or error}",
+                where=join_url(self.url, key),
+                remedy="Check that the folder exists, is writable and has space, or give another output.",
+            ) from None
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
