@@ -96,7 +96,7 @@ def class_attributes(names: Sequence[str], colors: Sequence[str]) -> dict[str, A
         "flag_values": list(range(len(names))),
         "flag_meanings": " ".join(name.replace(" ", "_") for name in names),
         "flag_colors": " ".join(colors),
-        "comment": f"{INVALID_CLASS} is invalid or not labelled",
+        "comment": f"{INVALID_CLASS}: no valid sample, no label or not scored",
         "coordinates": "cdp_x cdp_y",
     }
 
