@@ -24,12 +24,20 @@ check: .venv
 	$(BIN)/mypy
 	$(MAKE) test
 
-bench: .venv
-	$(BIN)/python benchmarks/scoring.py
+# Each prints JSON on its last line and stores it under benchmarks/results. BENCH_OPTIONS go to the first.
+bench: .venv .rivals
+	$(BIN)/python benchmarks/score.py $(BENCH_OPTIONS)
+	$(BIN)/python benchmarks/dispatch.py
+	$(BIN)/python benchmarks/ingest.py
+
+# The rivals that benchmarks measure, each in an environment of its own.
+.rivals: .venv benchmarks/rivals/setup.sh
+	benchmarks/rivals/setup.sh .venv .rivals
+	touch .rivals
 
 # Ingests, scores with the demo's bundle, exports and pictures the real surveys under GEOBATCH_TEST_DATA.
 real: .venv
 	GEOBATCH=$(BIN)/geobatch jobs/score_real_surveys.sh "$(GEOBATCH_TEST_DATA)" demo-output/real
 
 clean:
-	rm -rf .venv demo-output dist build
+	rm -rf .venv .rivals demo-output dist build
