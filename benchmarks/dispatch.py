@@ -1,12 +1,12 @@
 """What stands around the blocks: planning a million of them, and handing out blocks that cost nothing.
 
-    python benchmarks/dispatch.py [--planned 1000000] [--dispatched 20000]
+python benchmarks/dispatch.py [--planned 1000000] [--dispatched 20000]
 
-    plan_seconds_per_million  from an opened survey and its grid to work that is ready to be sent: the blocks of the
-                              region, plan, scope and arrays stored under the lease, receipts and listing read
-    bytes_per_block           peak of what Python and NumPy allocated meanwhile, over the blocks
-    blocks_per_second         blocks through dispatcher and one Serve replica that answers with receipts at once, the
-                              receipts stored in batches and merged into the manifest
+plan_seconds_per_million  from an opened survey and its grid to work that is ready to be sent: the blocks of the
+                          region, plan, scope and arrays stored under the lease, receipts and listing read
+bytes_per_block           peak of what Python and NumPy allocated meanwhile, over the blocks
+blocks_per_second         blocks through dispatcher and one Serve replica that answers with receipts at once, the
+                          receipts stored in batches and merged into the manifest
 """
 
 from __future__ import annotations

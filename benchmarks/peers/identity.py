@@ -21,7 +21,7 @@ from geobatch.models.bundle import ClassInfo, load_bundle
 from geobatch.preprocess import Chain
 from geobatch.score.predictor import Predictor
 from geobatch.score.spec import ScorePlan
-from geobatch.score.worker import BlockScorer
+from geobatch.score.worker import BlockScorer, Task
 from geobatch.shards import ArraySpec, Index, create_arrays, encode_shard, shard_key
 from geobatch.storage import open_storage
 from geobatch.survey import open_survey, survey_info
@@ -96,8 +96,8 @@ def _plan(order: Order) -> ScorePlan:
 def _engine(plan: ScorePlan, output: str) -> None:
     create_arrays(output, plan.arrays())
     scorer = SignScorer(plan, output)
-    for index in plan.grid.indices():
-        scorer.score_block(index)
+    for block in range(plan.grid.total):
+        scorer.score_block(Task(block))
 
 
 def _copy(plan: ScorePlan, output: str, spec: ArraySpec) -> None:
