@@ -246,11 +246,19 @@ def _wait_until_running(application: str, resources: ScoreResources) -> None:
         if status.status == "DEPLOY_FAILED" or time.monotonic() > deadline:
             raise UsageError(
                 "replicas did not start",
-                measured=f"{status.status} {status.message}".strip(),
+                measured=_told(status),
                 limit=f"{_asked(resources)} within {timeout_s} s",
                 remedy="Lower resources in the job, or use a larger cluster.",
             )
         time.sleep(0.2)
+
+
+def _told(status: Any) -> str:
+    """What Serve says of an application, in one line; of a failed replica the end of its traceback."""
+    deployment = status.deployments.get("replica")
+    message = (deployment.message if deployment else "") or status.message
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return f"{status.status}: {lines[-1] if lines else 'no reason given'}"
 
 
 def _require_room(resources: ScoreResources) -> None:
