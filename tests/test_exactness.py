@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from surveys import CLASSES, strong_network
 
 from geobatch.blocks import Grid, smallest_patch
-from geobatch.models.reach import check_tiling, measure_reach
+from geobatch.models.reach import measure_reach
 from geobatch.score.predictor import INVALID, Predictor
 
 LEVELS = 2
@@ -56,26 +55,6 @@ def test_blocks_and_patches_of_any_shape_give_the_whole_volume(data: st.DataObje
         expected = whole(values, dtype)
         deviation = np.abs(scored(values, grid, dtype, batch) - expected).max() / np.abs(expected).max()
         assert deviation <= tolerance
-
-
-def test_a_halo_one_cell_short_is_noticed() -> None:
-    short = type(REACH)(REACH.stride, REACH.by_phase, ((REACH.halo[0][0], REACH.halo[0][1] - 1), *REACH.halo[1:]))
-    with pytest.raises(ValueError, match="tiled prediction differs"):
-        check_tiling(NETWORK, 1, short)
-
-
-def test_reach_of_a_three_level_unet_is_22_cells_from_an_aligned_edge() -> None:
-    network = strong_network(levels=3)
-    reach = measure_reach(network, 1, (4, 4, 4))
-    assert reach.halo == ((22, 22),) * 3
-    assert reach.by_phase[0] == ((22, 21), (23, 20), (20, 23), (21, 22))
-    assert check_tiling(network, 1, reach) < 1e-13
-
-
-def test_norm_over_the_patch_is_refused_with_the_remedies() -> None:
-    network = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3, padding=1), torch.nn.InstanceNorm3d(2))
-    with pytest.raises(ValueError, match=r"whole patch.*Replace norms over the patch"):
-        measure_reach(network, 1, (1, 1, 1))
 
 
 def test_same_plan_gives_the_same_bits() -> None:
