@@ -265,12 +265,9 @@ def _put(func: Any, values: dict[str, Any]) -> Tensor:
     indices, source = values["indices"], values["values"]
     if any(is_marked(t) for t in _tensors(indices)):
         return torch.ones(target.shape)
-    base = target.clone() if is_marked(target) else torch.zeros(target.shape)
-    return (
-        torch.ops.aten.index_put(base, indices, _marks_alone(source).to(base.dtype), values["accumulate"])
-        .ne(0)
-        .to(base.dtype)
-    )
+    cells = target.clone() if is_marked(target) else torch.zeros(target.shape)
+    cells = torch.index_put(cells, indices, _marks_alone(source).to(cells.dtype), values["accumulate"])
+    return cells.ne(0).to(cells.dtype)
 
 
 _Rule = Callable[[Any, dict[str, Any]], Any]
