@@ -24,7 +24,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from geobatch.errors import UsageError
@@ -90,6 +90,7 @@ class Grid:
         halo: Cells before and after that a prediction needs, from a stride-aligned patch edge.
         reach: Cells before and after that preprocessing needs on top.
         blend: How patches overlap, in blend mode; None in halo mode.
+        whole: Numbers of the axes that every patch sees whole.
     """
 
     shape: tuple[int, ...]
@@ -99,12 +100,21 @@ class Grid:
     halo: Halo
     reach: Halo
     blend: Blend | None = None
+    whole: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.blend and not 0 <= self.blend.overlap < 1:
             raise UsageError(
                 "overlap is no part of a patch", where="overlap", measured=self.blend.overlap, limit="0 up to 1"
             )
+        for axis in self.whole:
+            if self.patch[axis] < self.shape[axis]:
+                raise UsageError(
+                    "patch does not hold the whole axis",
+                    where=f"axis {axis}",
+                    measured=f"{self.patch[axis]} cells",
+                    limit=f"{self.shape[axis]} cells",
+                )
         for axis, (n, p, s, h) in enumerate(zip(self.shape, self.patch, self.stride, self.halo, strict=True)):
             if p < 1 or p % s:
                 raise UsageError(
@@ -198,6 +208,26 @@ class Grid:
             computed *= cells / n
         return computed
 
+    def with_smaller_patch(self) -> Grid:
+        """The same in halo mode with the longest reducible side of the patch halved: less memory, the same result.
+
+        Raises:
+            UsageError: nothing can be reduced without another result, or at all.
+        """
+        halves = list(self.patch)
+        for axis, (p, n, s, h) in enumerate(zip(self.patch, self.shape, self.stride, self.halo, strict=True)):
+            if axis not in self.whole and self.blend is None:
+                halves[axis] = min(p, max(min(p, -(-n // s) * s) // 2 // s * s, smallest_patch(s, h)))
+        gains = [min(p, n) - half for p, n, half in zip(self.patch, self.shape, halves, strict=True)]
+        longest = max(range(len(gains)), key=gains.__getitem__)
+        if gains[longest] <= 0:
+            raise UsageError(
+                "memory does not hold the smallest patch",
+                measured=self.patch,
+                remedy="Lower shard, or give the replicas more memory.",
+            )
+        return replace(self, patch=(*self.patch[:longest], halves[longest], *self.patch[longest + 1 :]))
+
     def _written(self, axis: int, start: int) -> slice:
         return slice(start, min(start + self.shard[axis], self.shape[axis]))
 
@@ -243,7 +273,7 @@ class Grid:
         return spans
 
     def _step(self, axis: int) -> int:
-        """Cells from one patch of the lattice to the next: the largest multiple of the stride that the overlap allows."""
+        """Cells from one lattice patch to the next: the largest multiple of the stride that the overlap allows."""
         p, s = self.patch[axis], self.stride[axis]
         overlap = self.blend.overlap if self.blend else 0.0
         return max(int(p * (1 - overlap)) // s, 1) * s
