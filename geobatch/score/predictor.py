@@ -95,7 +95,9 @@ class Predictor:
         self.dtype = dtype
         self.precision = precision
         self.blend = blend
-        self._uploads = torch.Stream(self.device) if self.device.type == "cuda" else None
+        self._uploads: Any = None
+        if self.device.type == "cuda":
+            self._uploads = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self._weights: dict[tuple[int, ...], torch.Tensor] = {}
 
     @torch.inference_mode()

@@ -222,8 +222,8 @@ class ScorePlan(_Frozen):
             )
         if self.precision_report:
             told.append(
-                f"{self.precision}: logits deviate from float32 by {self.precision_report.deviation:.1e} of the largest, "
-                f"{self.precision_report.classes_changed:.2%} of the cells of a patch change their class"
+                f"{self.precision}: logits deviate by {self.precision_report.deviation:.1e} of the largest, "
+                f"{self.precision_report.classes_changed:.2%} of the cells of a patch change class against float32"
             )
         return told
 
