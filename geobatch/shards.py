@@ -24,10 +24,9 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.errors import ZarrUserWarning
 
+from geobatch.blocks import Index as Index
+from geobatch.blocks import Region as Region
 from geobatch.storage import open_storage
-
-Index = tuple[int, ...]
-Region = tuple[slice, ...]
 
 
 @dataclass(frozen=True)
