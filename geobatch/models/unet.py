@@ -19,8 +19,9 @@ FAULTSEG3D: Final[dict[str, Any]] = {"name": "unet", "classes": 2, "channels": 1
 class UNet(nn.Module):
     """A U-Net (Ronneberger et al. 2015, doi:10.1007/978-3-319-24574-4_28) that accepts any size.
 
-    Each level holds two convolutions of 3 cells per axis with batch norm and ReLU; channels double from level to level. Max-pooling
-    rounds up and each upsampled tensor is cut to its skip connection, so sizes need not divide by the total stride.
+    Each level holds two convolutions of 3 cells per axis with batch norm and ReLU; channels double from level to
+    level. Max-pooling rounds up and each upsampled tensor is cut to its skip connection, so sizes need not divide by
+    the total stride.
 
     Args:
         in_channels: channels of the input, 1 for amplitude alone.

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from torch import nn
 
 from geobatch import cluster
 from geobatch.blocks import Grid, Halo
 from geobatch.errors import IntegrityError, MismatchError, UsageError
-from geobatch.models.bundle import Bundle, load_bundle
+from geobatch.models.bundle import Bundle, ReachInfo, load_bundle
+from geobatch.models.sections import resolve_sections, volume_network
 from geobatch.plan import activation_bytes_per_cell, choose_patch, free_memory_bytes, memory_error, project_memory
 from geobatch.preprocess import Chain, Crop
 from geobatch.score.match import describe_data, prepared_quantiles, require_right_data
@@ -40,6 +42,8 @@ class Inputs:
     Attributes:
         job: The job.
         bundle: The bundle, its hashes checked.
+        network: Its network as one of volumes.
+        reach: The reach of that network.
         volume: The whole survey's volume, lazy.
         info: The survey's own description.
         stored: The plan an earlier run of this output stored.
@@ -48,6 +52,8 @@ class Inputs:
 
     job: ScoreJob
     bundle: Bundle
+    network: nn.Module
+    reach: ReachInfo
     volume: xr.DataArray
     info: dict[str, Any]
     stored: ScorePlan | None
@@ -64,6 +70,8 @@ def open_inputs(job: ScoreJob, force: bool = False) -> Inputs:
     """
     job = job.model_copy(update={key: absolute_url(getattr(job, key)) for key in ("survey", "bundle", "output")})
     bundle = load_bundle(job.bundle)
+    job = job.model_copy(update={"sections": resolve_sections(bundle.spec.axes, job.sections)})
+    network, reach = volume_network(bundle, job.sections, job.combine)
     dataset = open_survey(job.survey)
     require_complete(dataset, job.survey)
     info = survey_info(dataset, job.survey)
@@ -71,7 +79,7 @@ def open_inputs(job: ScoreJob, force: bool = False) -> Inputs:
     stored = _stored_plan(job.output)
     if stored is None:
         require_every_shard(dataset, job.survey)
-    return Inputs(job, bundle, valid_volume(dataset, job.survey), info, stored, warnings)
+    return Inputs(job, bundle, network, reach, valid_volume(dataset, job.survey), info, stored, warnings)
 
 
 def make_plan(inputs: Inputs) -> ScorePlan:
@@ -96,6 +104,8 @@ def make_plan(inputs: Inputs) -> ScorePlan:
         survey_identity=str(inputs.info.get("identity")),
         bundle=job.bundle,
         bundle_hash=bundle.spec.hash,
+        sections=job.sections,
+        combine=(job.combine or "mean") if len(job.sections) > 1 else None,
         statistics=job.statistics,
         crop=job.crop,
         chain=chain,
@@ -134,7 +144,7 @@ def forecast_score(job: ScoreJob) -> dict[str, Any]:
     grid, _ = _draw_grid(inputs, chain)
     wanted = wanted_blocks(grid, chain.crop(inputs.volume), inputs.job)
     batch = job.batch or (inputs.stored.batch if inputs.stored else 1)
-    memory = project_memory(grid, batch, _activation_bytes(inputs.bundle), _output_bytes(job, inputs.bundle))
+    memory = project_memory(grid, batch, _activation_bytes(inputs), _output_bytes(job, inputs.bundle))
     return {
         "blocks": len(wanted),
         "voxels": sum(math.prod(c.stop - c.start for c in grid.block(index).write) for index in wanted),
@@ -158,7 +168,7 @@ def _chain(job: ScoreJob, bundle: Bundle) -> Chain:
 
 def _draw_grid(inputs: Inputs, chain: Chain) -> tuple[Grid, tuple[int, ...]]:
     """The grid and the chunk shape: those of the stored plan unless the job names others."""
-    job, stored, reach = inputs.job, inputs.stored, inputs.bundle.spec.reach
+    job, stored, reach = inputs.job, inputs.stored, inputs.reach
     shape = tuple(chain.crop(inputs.volume).shape)
     around: Halo = tuple(chain.halo.get(axis, (0, 0)) for axis in VOLUME_AXES)
     chunk = tuple(min(c, _up_to_power_of_two(n)) for c, n in zip(job.chunk, shape, strict=True))
@@ -166,7 +176,7 @@ def _draw_grid(inputs: Inputs, chain: Chain) -> tuple[Grid, tuple[int, ...]]:
     shard = tuple(max(min(s, w) // c, 1) * c for s, w, c in zip(job.shard, whole, chunk, strict=True))
     patch = job.patch or (stored.grid.patch if stored else None)
     batch = job.batch or (stored.batch if stored else 1)
-    figures = (batch, _activation_bytes(inputs.bundle), _output_bytes(job, inputs.bundle))
+    figures = (batch, _activation_bytes(inputs), _output_bytes(job, inputs.bundle))
     given_gib = job.resources.memory_gib
     limit = int(given_gib * 2**30) if given_gib else free_memory_bytes(job.resources.replicas)
     if patch is None:
@@ -179,8 +189,8 @@ def _draw_grid(inputs: Inputs, chain: Chain) -> tuple[Grid, tuple[int, ...]]:
     return grid, chunk
 
 
-def _activation_bytes(bundle: Bundle) -> float:
-    return activation_bytes_per_cell(bundle.network(), bundle.spec.in_channels, bundle.spec.reach.stride)
+def _activation_bytes(inputs: Inputs) -> float:
+    return activation_bytes_per_cell(inputs.network, inputs.bundle.spec.in_channels, inputs.reach.stride)
 
 
 def _output_bytes(job: ScoreJob, bundle: Bundle) -> int:

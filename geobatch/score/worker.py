@@ -18,6 +18,7 @@ import xarray as xr
 from geobatch.blocks import Block
 from geobatch.errors import IntegrityError, MismatchError
 from geobatch.models.bundle import load_bundle
+from geobatch.models.sections import volume_network
 from geobatch.preprocess import prepare, read_region
 from geobatch.score.predictor import INVALID, Prediction, Predictor
 from geobatch.score.receipts import Receipt, ShardReceipt
@@ -59,8 +60,9 @@ class BlockScorer:
         """The network on its device."""
         bundle = load_bundle(self.plan.bundle)
         _require_same("bundle", self.plan.bundle, bundle.spec.hash, self.plan.bundle_hash)
+        network, _ = volume_network(bundle, self.plan.sections, self.plan.combine)
         return Predictor(
-            bundle.network(),
+            network,
             len(self.plan.classes),
             probabilities=self.plan.probabilities,
             batch=self.plan.batch,
