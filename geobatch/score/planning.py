@@ -13,14 +13,14 @@ from torch import nn
 
 from geobatch import cluster
 from geobatch.blocks import Grid, Halo
-from geobatch.errors import IntegrityError, MismatchError, UsageError
+from geobatch.errors import IntegrityError, MismatchError
 from geobatch.models.bundle import Bundle, ReachInfo, load_bundle
 from geobatch.models.sections import resolve_sections, volume_network
 from geobatch.plan import activation_bytes_per_cell, choose_patch, free_memory_bytes, memory_error, project_memory
 from geobatch.preprocess import Chain, Crop
 from geobatch.score.match import describe_data, prepared_quantiles, require_right_data
+from geobatch.score.region import require_domain, wanted_blocks
 from geobatch.score.spec import ScoreJob, ScorePlan
-from geobatch.shards import Index, Region
 from geobatch.storage import absolute_url, open_storage
 from geobatch.survey import (
     VOLUME_AXES,
@@ -70,16 +70,21 @@ def open_inputs(job: ScoreJob, force: bool = False) -> Inputs:
     """
     job = job.model_copy(update={key: absolute_url(getattr(job, key)) for key in ("survey", "bundle", "output")})
     bundle = load_bundle(job.bundle)
-    job = job.model_copy(update={"sections": resolve_sections(bundle.spec.axes, job.sections)})
+    sections = resolve_sections(bundle.spec.axes, job.sections)
+    job = job.model_copy(update={"sections": sections, "region": job.region.absolute()})
     network, reach = volume_network(bundle, job.sections, job.combine)
     dataset = open_survey(job.survey)
     require_complete(dataset, job.survey)
     info = survey_info(dataset, job.survey)
+    require_domain(job.region, str(info.get("domain")))
     warnings = require_right_data(bundle.spec, describe_data(info, ()), job.survey, force)
     stored = _stored_plan(job.output)
     if stored is None:
         require_every_shard(dataset, job.survey)
-    return Inputs(job, bundle, network, reach, valid_volume(dataset, job.survey), info, stored, warnings)
+    volume = valid_volume(dataset, job.survey)
+    if job.region.polygon is not None:
+        volume = _map_coordinates(volume, dataset)
+    return Inputs(job, bundle, network, reach, volume, info, stored, warnings)
 
 
 def make_plan(inputs: Inputs) -> ScorePlan:
@@ -132,22 +137,19 @@ def make_plan(inputs: Inputs) -> ScorePlan:
     return plan
 
 
-def wanted_blocks(grid: Grid, cropped: xr.DataArray, job: ScoreJob) -> list[Index]:
-    """The blocks that touch the job's region."""
-    return list(grid.indices(_region_cells(cropped, job)))
-
-
 def forecast_score(job: ScoreJob) -> dict[str, Any]:
     """What scoring would do, without doing it: nothing is read but metadata."""
     inputs = open_inputs(job)
     chain = _chain(inputs.job, inputs.bundle)
     grid, _ = _draw_grid(inputs, chain)
-    wanted = wanted_blocks(grid, chain.crop(inputs.volume), inputs.job)
+    wanted = wanted_blocks(grid, chain.crop(inputs.volume), inputs.job.region)
+    indices = np.unravel_index(wanted, grid.counts)
+    edges = zip(indices, grid.shape, grid.shard, strict=True)
     batch = job.batch or (inputs.stored.batch if inputs.stored else 1)
     memory = project_memory(grid, batch, _activation_bytes(inputs), _output_bytes(job, inputs.bundle))
     return {
         "blocks": len(wanted),
-        "voxels": sum(math.prod(c.stop - c.start for c in grid.block(index).write) for index in wanted),
+        "voxels": int(np.prod([np.minimum(b, n - i * b) for i, n, b in edges], axis=0).sum()),
         "redundancy": round(grid.redundancy(), 3),
         "grid": dataclasses.asdict(grid),
         "batch": batch,
@@ -198,22 +200,9 @@ def _output_bytes(job: ScoreJob, bundle: Bundle) -> int:
     return 1 + {"none": 0, "uint8": 1, "float32": 4}[job.probabilities] * len(bundle.spec.classes)
 
 
-def _region_cells(cropped: xr.DataArray, job: ScoreJob) -> Region:
-    cells = []
-    for axis in VOLUME_AXES:
-        ends = getattr(job.region, axis)
-        numbers = np.asarray(cropped[axis].values, dtype=np.float64)
-        first, last = ends or (-math.inf, math.inf)
-        inside = np.flatnonzero((numbers >= first) & (numbers <= last))
-        if inside.size == 0:
-            raise UsageError(
-                f"region holds no {axis} of the survey",
-                where=f"region.{axis}",
-                measured=[first, last],
-                limit=f"{numbers.min():g} to {numbers.max():g}",
-            )
-        cells.append(slice(int(inside[0]), int(inside[-1]) + 1))
-    return tuple(cells)
+def _map_coordinates(volume: xr.DataArray, dataset: xr.Dataset) -> xr.DataArray:
+    """The volume with the traces' places on the map, as far as the survey has them, not yet read."""
+    return volume.assign_coords({name: dataset[name] for name in ("cdp_x", "cdp_y") if name in dataset})
 
 
 def _stored_plan(output_url: str) -> ScorePlan | None:

@@ -17,8 +17,9 @@ from geobatch.blocks import Grid
 from geobatch.errors import IncompleteError
 from geobatch.score.dispatch import Tally, dispatch, now
 from geobatch.score.output import ScoredOutput
-from geobatch.score.planning import Inputs, make_plan, open_inputs, wanted_blocks
+from geobatch.score.planning import Inputs, make_plan, open_inputs
 from geobatch.score.receipts import MANIFEST, Ledger, Receipt
+from geobatch.score.region import wanted_blocks
 from geobatch.score.spec import ScoreJob, ScorePlan
 from geobatch.shards import Index
 from geobatch.survey import block_coordinates
@@ -55,7 +56,7 @@ def score(
     plan = make_plan(inputs)
     grid = plan.grid
     volume = plan.chain.crop(inputs.volume)
-    wanted = wanted_blocks(grid, volume, inputs.job)
+    wanted = [grid.index(number) for number in wanted_blocks(grid, volume, inputs.job.region).tolist()]
     output = ScoredOutput(inputs, plan, volume)
     output.begin(wanted)
     ledger = Ledger(inputs.job.output, plan.hash)

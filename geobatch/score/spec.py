@@ -13,6 +13,7 @@ from geobatch.models.bundle import ClassInfo
 from geobatch.models.sections import Combine, SectionAxis
 from geobatch.preprocess import Chain
 from geobatch.score.predictor import INVALID, PROBABILITY_STEPS, Probabilities
+from geobatch.score.region import AxisRanges, Region
 from geobatch.shards import ArraySpec
 from geobatch.survey import VOLUME_AXES, class_attributes
 
@@ -35,14 +36,6 @@ def _listed(value: Any) -> Any:
 Sections = Annotated[
     tuple[SectionAxis, ...], BeforeValidator(_listed, json_schema_input_type=SectionAxis | tuple[SectionAxis, ...])
 ]
-
-
-class Region(_Frozen):
-    """A part of a survey, in numbers of its axes, both ends included; it is rounded out to whole blocks."""
-
-    inline: tuple[float, float] | None = None
-    crossline: tuple[float, float] | None = None
-    sample: tuple[float, float] | None = None
 
 
 class ScoreResources(_Frozen):
@@ -92,7 +85,7 @@ class ScoreJob(_Frozen):
     bundle: str
     output: str
     region: Region = Region()
-    crop: Region | None = None
+    crop: AxisRanges | None = None
     sections: Sections = ()
     combine: Combine | None = None
     statistics: Literal["survey", "bundle"] = "survey"
@@ -130,7 +123,7 @@ class ScorePlan(_Frozen):
     sections: tuple[SectionAxis, ...] = ()
     combine: Combine | None = None
     statistics: Literal["survey", "bundle"]
-    crop: Region | None
+    crop: AxisRanges | None
     chain: Chain
     grid: Grid
     chunk: tuple[int, ...]
