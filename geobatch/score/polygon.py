@@ -11,11 +11,15 @@ BORDER = 1e-9
 """A trace so near to a polygon's edge, relative to the largest coordinate, lies on it: rounding of map coordinates."""
 
 
+PAIRS_AT_ONCE = 2**20
+"""Pairs of an edge and a point that are compared in one step, which bounds memory."""
+
+
 def inside_polygon(x: Floats, y: Floats, corners: Floats) -> npt.NDArray[np.bool_]:
     """Which points lie in a polygon or on its border, by the even-odd rule; NaN lies outside.
 
-    Points are sorted by y, so that an edge is compared with those of its own span alone: the time grows with the
-    polygon's outline, not with its number of corners.
+    Points are sorted by y, so that an edge is compared with those of its own span alone: time grows with how often a
+    line through the polygon crosses it, not with its number of corners.
 
     Args:
         x: Coordinates of any shape.
@@ -26,24 +30,38 @@ def inside_polygon(x: Floats, y: Floats, corners: Floats) -> npt.NDArray[np.bool
     low, high = corners.min(axis=0) - margin, corners.max(axis=0) + margin
     near = np.flatnonzero(((x >= low[0]) & (x <= high[0]) & (y >= low[1]) & (y <= high[1])).ravel())
     near = near[np.argsort(y.ravel()[near])]
-    px, py = x.ravel()[near], y.ravel()[near]
-    odd, border = np.zeros(near.size, bool), np.zeros(near.size, bool)
-    for (x1, y1), (x2, y2) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-        bottom, top = sorted((y1, y2))
-        span = slice(*np.searchsorted(py, (bottom, top)))
-        if bottom < top:
-            odd[span] ^= px[span] < x1 + (py[span] - y1) * ((x2 - x1) / (y2 - y1))
-        reach = slice(np.searchsorted(py, bottom - margin), np.searchsorted(py, top + margin, side="right"))
-        border[reach] |= _distance(px[reach], py[reach], (x1, y1), (x2, y2)) <= margin
+    points = np.column_stack([x.ravel()[near], y.ravel()[near]])
+    starts, ends = corners, np.roll(corners, -1, axis=0)
+    first = np.searchsorted(points[:, 1], np.minimum(starts, ends)[:, 1] - margin)
+    count = np.searchsorted(points[:, 1], np.maximum(starts, ends)[:, 1] + margin, side="right") - first
+    crossings, border = np.zeros(near.size, np.int64), np.zeros(near.size, bool)
+    for edges in _groups(count):
+        edge = np.repeat(edges, count[edges])
+        point = np.arange(edge.size) + np.repeat(first[edges] - np.cumsum(count[edges]) + count[edges], count[edges])
+        right, on = _compare(points[point], starts[edge], ends[edge], margin)
+        crossings += np.bincount(point[right], minlength=near.size)
+        border[point[on]] = True
     found = np.zeros(x.size, bool)
-    found[near] = odd | border
+    found[near] = (crossings % 2 == 1) | border
     return found.reshape(x.shape)
 
 
-def _distance(x: Floats, y: Floats, start: Point, end: Point) -> Floats:
-    """Distance of points from the segment between two others."""
-    dx, dy = end[0] - start[0], end[1] - start[1]
-    squared = dx * dx + dy * dy
-    along = np.clip(((x - start[0]) * dx + (y - start[1]) * dy) / squared, 0, 1) if squared else np.zeros(x.shape)
-    distance: Floats = np.hypot(x - start[0] - along * dx, y - start[1] - along * dy)
-    return distance
+def _groups(count: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """Edges that have points in their span, in groups of about `PAIRS_AT_ONCE` pairs."""
+    edges = np.flatnonzero(count)
+    group = np.cumsum(count[edges]) // PAIRS_AT_ONCE
+    return [part for part in np.split(edges, np.flatnonzero(np.diff(group)) + 1) if part.size]
+
+
+def _compare(
+    point: Floats, start: Floats, end: Floats, margin: float
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Pair by pair `(pair, 2)`: whether the edge passes to the right of the point, and whether it meets the point."""
+    step, offset = end - start, point - start
+    # The upper end of an edge is left to the next one, so that a ray through a corner counts it once.
+    crossed = (start[:, 1] > point[:, 1]) != (end[:, 1] > point[:, 1])
+    cross = offset[:, 0] * step[:, 1] - offset[:, 1] * step[:, 0]
+    right = crossed & (np.where(step[:, 1] > 0, cross, -cross) < 0)
+    squared = np.maximum((step**2).sum(axis=1), np.finfo(float).tiny)
+    along = np.clip((offset * step).sum(axis=1) / squared, 0, 1)[:, None]
+    return right, np.hypot(*(offset - along * step).T) <= margin
