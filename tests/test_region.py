@@ -253,7 +253,11 @@ def test_horizons_that_cross_or_lie_elsewhere_are_refused_with_the_place(tmp_pat
         wanted_blocks(grid, volume, Region(horizons={"top": top, "base": base}))
     beside = Region(inline=(100, 104), horizons={"top": top, "base": base, "shift": [4, 4]})
     assert len(wanted_blocks(grid, volume, beside)) > 0, "they cross outside the region"
-    elsewhere = horizon_file(tmp_path / "far", flat, volume.assign_coords(inline=volume.inline + 1000))
+    flat[:, 3:] = np.nan
+    half = horizon_file(tmp_path / "half", flat, volume)
+    numbers = wanted_blocks(grid, volume, Region(horizons={"top": top, "base": half, "shift": [4, 4]}))
+    assert {grid.index(n)[1] for n in numbers.tolist()} == {0, 1}, "a trace needs both horizons"
+    elsewhere = horizon_file(tmp_path / "far", dipping, volume.assign_coords(inline=volume.inline + 1000))
     with pytest.raises(UsageError, match=r"lies off the survey; found inlines 1100 to 1110.*expected inlines 100 to"):
         wanted_blocks(grid, volume, Region(horizons={"top": elsewhere, "base": 100}))
 

@@ -20,7 +20,7 @@ from geobatch.models.sections import SectionNetwork, resolve_sections, section_r
 from geobatch.preprocess import Chain
 from geobatch.score.planning import make_plan, open_inputs
 from geobatch.score.spec import ScoreJob
-from geobatch.score.worker import BlockScorer
+from geobatch.score.worker import BlockScorer, Task
 from geobatch.shards import decode_shard, shard_key, shard_region
 from geobatch.survey import open_survey, valid_volume
 
@@ -251,7 +251,7 @@ def scored(place: Path, **keys: Any) -> tuple[npt.NDArray[np.uint8], npt.NDArray
     scorer = BlockScorer(plan, job.output)
     whole = [np.zeros(spec.shape, spec.dtype) for spec in plan.arrays()]
     for index in plan.grid.indices():
-        scorer.score_block(index)
+        scorer.score_block(Task(plan.grid.number(index)))
         for spec, target in zip(plan.arrays(), whole, strict=True):
             position = (0,) * (target.ndim - 3) + index
             region = shard_region(spec, position)

@@ -24,7 +24,6 @@ from geobatch.score.spec import ScoreJob, ScorePlan
 from geobatch.storage import absolute_url, open_storage
 from geobatch.survey import (
     VOLUME_AXES,
-    control_url,
     open_survey,
     require_complete,
     require_every_shard,
@@ -32,7 +31,7 @@ from geobatch.survey import (
     valid_volume,
 )
 
-PLAN = "plan.json"
+PLAN = "_geobatch/plan.json"
 
 
 @dataclass
@@ -102,7 +101,7 @@ def make_plan(inputs: Inputs) -> ScorePlan:
     if stored is not None:
         chain = stored.chain
     elif job.statistics == "survey":
-        cluster.connect(cpus=math.ceil(job.resources.cpus * job.resources.replicas))
+        cluster.connect(cpus=math.ceil(job.resources.cpus * job.resources.most))
         chain = chain.fit(inputs.volume)
     plan = ScorePlan(
         survey=job.survey,
@@ -156,7 +155,7 @@ def forecast_score(job: ScoreJob) -> dict[str, Any]:
         "survey_bytes": math.prod(grid.shape) * 4,
         "output_bytes_before_compression": math.prod(grid.shape) * _output_bytes(job, inputs.bundle),
         "memory_per_replica": {"projected_gib": round(memory.total / 2**30, 3), "by_cause": str(memory)},
-        "replicas": job.resources.replicas,
+        "replicas": job.resources.most,
         "resumes": inputs.stored is not None,
         "warnings": inputs.warnings,
     }
@@ -180,7 +179,7 @@ def _draw_grid(inputs: Inputs, chain: Chain) -> tuple[Grid, tuple[int, ...]]:
     batch = job.batch or (stored.batch if stored else 1)
     figures = (batch, _activation_bytes(inputs), _output_bytes(job, inputs.bundle))
     given_gib = job.resources.memory_gib
-    limit = int(given_gib * 2**30) if given_gib else free_memory_bytes(job.resources.replicas)
+    limit = int(given_gib * 2**30) if given_gib else free_memory_bytes(job.resources.most)
     if patch is None:
         patch = choose_patch(shape, shard, reach.stride, reach.halo, around, *figures, limit_bytes=limit)
     grid = Grid(shape, shard, tuple(patch), reach.stride, reach.halo, around)
@@ -206,7 +205,7 @@ def _map_coordinates(volume: xr.DataArray, dataset: xr.Dataset) -> xr.DataArray:
 
 
 def _stored_plan(output_url: str) -> ScorePlan | None:
-    control = open_storage(control_url(output_url))
+    control = open_storage(output_url)
     if not control.exists(PLAN):
         return None
     try:
