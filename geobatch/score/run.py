@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +17,15 @@ import xarray as xr
 
 from geobatch import __version__, cluster
 from geobatch.errors import IncompleteError, NotFoundError
-from geobatch.score.dispatch import Dispatcher, Tally, Work, now
+from geobatch.score.dispatch import Answer, Dispatcher, Tally, Work, now
 from geobatch.score.lease import Control, leased
 from geobatch.score.output import JOB, ScoredOutput, require_ours
-from geobatch.score.planning import Inputs, make_plan, open_inputs, wanted_blocks
+from geobatch.score.planning import Inputs, make_plan, open_inputs
 from geobatch.score.receipts import MANIFEST, Ledger, Numbers, Receipt
-from geobatch.score.spec import ScoreJob, ScorePlan
+from geobatch.score.region import wanted_blocks
+from geobatch.score.spec import ScoreJob, ScorePlan, ScoreResources
 from geobatch.score.verify import verify_receipts
+from geobatch.score.worker import Task
 from geobatch.survey import block_coordinates
 
 
@@ -35,17 +38,45 @@ class Progress:
     receipt: Receipt | None = None
 
 
+class Pool(Protocol):
+    """Whatever scores blocks: the replicas of `score.deployment`, or anything that keeps their promises."""
+
+    def score(self, tasks: Sequence[Task]) -> list[Answer]:
+        """The answers to these tasks, in order; raises TransientError when they were lost on the way."""
+        ...
+
+    def window(self) -> int:
+        """How many calls of `score` it takes at once, at present."""
+        ...
+
+
+OpenPool = Callable[[ScorePlan, str, ScoreResources], contextlib.AbstractContextManager[Pool]]
 OnProgress = Callable[[Progress], None]
 Choose = Callable[[ScoredOutput, Ledger, pa.Table, Numbers], Work]
 
 
-def score(job: ScoreJob, *, force: bool = False, on_progress: OnProgress = lambda progress: None) -> dict[str, Any]:
+def on_serve(plan: ScorePlan, output_url: str, resources: ScoreResources) -> contextlib.AbstractContextManager[Pool]:
+    """A pool of Ray Serve replicas, on the cluster of `cluster.connect`."""
+    from geobatch.score.deployment import deployed
+
+    cluster.connect(cpus=math.ceil(resources.cpus * resources.most))
+    return deployed(plan, output_url, resources)
+
+
+def score(
+    job: ScoreJob,
+    *,
+    force: bool = False,
+    on_progress: OnProgress = lambda progress: None,
+    open_pool: OpenPool = on_serve,
+) -> dict[str, Any]:
     """Score a survey with a bundle; what an earlier run of the same job has written is kept.
 
     Args:
         job: The job.
         force: Score data of another quantity or axis than the bundle's; recorded in the summary.
         on_progress: Called as blocks are done.
+        open_pool: What scores the blocks.
 
     Returns:
         The run's summary, as stored in `_geobatch/run.json` beside the output.
@@ -56,20 +87,24 @@ def score(job: ScoreJob, *, force: bool = False, on_progress: OnProgress = lambd
         LeaseError: another run is writing this output.
         IncompleteError: dead letters remain; the summary is stored all the same.
     """
-    return _run(job, force, on_progress, missing_blocks)
+    return _run(job, force, on_progress, open_pool, missing_blocks)
 
 
-def retry(output_url: str, *, on_progress: OnProgress = lambda progress: None) -> dict[str, Any]:
+def retry(
+    output_url: str, *, on_progress: OnProgress = lambda progress: None, open_pool: OpenPool = on_serve
+) -> dict[str, Any]:
     """Score the dead letters of an output once more, and nothing else; returns and raises as `score`."""
-    return _run(stored_job(output_url), True, on_progress, _dead_blocks)
+    return _run(stored_job(output_url), True, on_progress, open_pool, _dead_blocks)
 
 
-def repair(output_url: str, *, on_progress: OnProgress = lambda progress: None) -> dict[str, Any]:
+def repair(
+    output_url: str, *, on_progress: OnProgress = lambda progress: None, open_pool: OpenPool = on_serve
+) -> dict[str, Any]:
     """Read every shard of an output, and write those again that are missing or damaged; returns and raises as `score`.
 
     Nothing else replaces a stored shard.
     """
-    return _run(stored_job(output_url), True, on_progress, _damaged_blocks)
+    return _run(stored_job(output_url), True, on_progress, open_pool, _damaged_blocks)
 
 
 def stored_job(output_url: str) -> ScoreJob:
@@ -110,12 +145,12 @@ def _damaged_blocks(output: ScoredOutput, ledger: Ledger, receipts: pa.Table, wa
     return Work(work.blocks, work.look, damaged)
 
 
-def _run(job: ScoreJob, force: bool, on_progress: OnProgress, choose: Choose) -> dict[str, Any]:
+def _run(job: ScoreJob, force: bool, on_progress: OnProgress, open_pool: OpenPool, choose: Choose) -> dict[str, Any]:
     inputs = open_inputs(job, force)
     require_ours(inputs)
     plan = make_plan(inputs)
     volume = plan.chain.crop(inputs.volume)
-    wanted = wanted_blocks(plan.grid, volume, inputs.job)
+    wanted = wanted_blocks(plan.grid, volume, inputs.job.region)
     with leased(inputs.job.output, on_wait=lambda holder: inputs.warnings.append(f"waited for {holder}")) as control:
         output = ScoredOutput(inputs, plan, volume, control)
         output.begin(wanted)
@@ -124,7 +159,7 @@ def _run(job: ScoreJob, force: bool, on_progress: OnProgress, choose: Choose) ->
         started, clock = now(), time.perf_counter()
         kept = int(ledger.written[wanted].sum())
         on_progress(Progress(kept, kept + len(work.blocks)))
-        tally = _score_blocks(inputs.job, plan, ledger, work, volume, kept, on_progress)
+        tally = _score_blocks(inputs.job, plan, ledger, work, volume, kept, on_progress, open_pool)
         summary = _summary(inputs, plan, tally, (len(wanted), kept), started, time.perf_counter() - clock)
         output.finish(ledger, tally, summary)
     if tally.dead:
@@ -133,6 +168,13 @@ def _run(job: ScoreJob, force: bool, on_progress: OnProgress, choose: Choose) ->
             where=inputs.job.output,
             measured=f"block {tally.dead[0].block}: {tally.dead[0].error}",
             remedy="geobatch retry of this output tries only those; geobatch report shows where they are.",
+        )
+    if tally.unspent:
+        raise IncompleteError(
+            f"the budget is spent, and {tally.unspent} blocks are not scored",
+            where=inputs.job.output,
+            measured=f"{summary['seconds']:.0f} s",
+            remedy="Run the job again to go on; what is done is kept.",
         )
     return summary
 
@@ -145,12 +187,11 @@ def _score_blocks(
     volume: xr.DataArray,
     kept: int,
     on_progress: OnProgress,
+    open_pool: OpenPool,
 ) -> Tally:
-    """Deploy the replicas and dispatch the work; a complete output starts nothing."""
+    """Open the pool and dispatch the work; a complete output starts nothing."""
     if not len(work.blocks):
         return Tally()
-    from geobatch.score.deployment import deployed
-
     finished, total = kept, kept + len(work.blocks)
 
     def count(receipt: Receipt) -> None:
@@ -158,9 +199,7 @@ def _score_blocks(
         finished += 1
         on_progress(Progress(finished, total, receipt))
 
-    resources = job.resources.for_blocks(len(work.blocks))
-    cluster.connect(cpus=math.ceil(resources.cpus * resources.most))
-    with deployed(plan, job.output, resources) as pool:
+    with open_pool(plan, job.output, job.resources.for_blocks(len(work.blocks))) as pool:
         return Dispatcher(
             work,
             pool.score,
@@ -169,6 +208,7 @@ def _score_blocks(
             attempts=job.attempts,
             describe=lambda block: describe_block(plan, volume, block),
             on_receipt=count,
+            limit_s=job.budget.seconds(job.resources.most) if job.budget else math.inf,
         ).run()
 
 
@@ -195,6 +235,7 @@ def _summary(
             "dead": len(tally.dead),
             "adopted": tally.adopted,
             "reduced": tally.reduced,
+            "left_by_budget": tally.unspent,
         },
         "voxels": tally.voxels,
         "voxels_per_s": round(tally.voxels / seconds) if seconds else 0,
