@@ -96,10 +96,12 @@ def _running(settings: ServeSettings) -> Iterator[None]:
 
 
 def _end() -> None:
-    """Remove the application, and Serve with its open port unless a run has come to use it too."""
+    """Remove the application, and with it a cluster of our own, or Serve where no run has come to use it too."""
     if APPLICATION in serve.status().applications:
         serve.delete(APPLICATION)
-    if not serve.status().applications:
+    if not cluster.may_grow():
+        cluster.disconnect()
+    elif not serve.status().applications:
         serve.shutdown()
 
 
