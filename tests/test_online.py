@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import io
 import json
-import os
 import signal
 import socket
 import struct
@@ -34,11 +34,14 @@ from conftest import BUCKET
 from fastapi import HTTPException
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
 from surveys import CLASSES, random_volume, write_bundle, write_survey
 
 from geobatch.errors import UsageError
 from geobatch.local_s3 import LocalS3, environment
 from geobatch.models.bundle import load_bundle
+from geobatch.online.app import Gate
 from geobatch.online.batcher import Batcher
 from geobatch.online.bodies import NPY, SAFETENSORS, decode_array
 from geobatch.online.engine import ArrayRequest, Engine
@@ -76,9 +79,10 @@ class Answer:
 
 @dataclass
 class Server:
-    """A served bundle, and the bucket prefix that holds it, a survey and a bulk output."""
+    """A served bundle, the bucket prefix that holds it and a survey, and the folder of bulk outputs."""
 
     place: str
+    scored: str
     port: int
     process: subprocess.Popen[bytes]
 
@@ -122,17 +126,18 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def server(s3_server: LocalS3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     place, port = f"s3://{BUCKET}/{uuid.uuid4().hex}", free_port()
-    token_file = tmp_path_factory.mktemp("token") / "token"
+    scored = tmp_path_factory.mktemp("scored")
+    token_file = scored.parent / "token"
     token_file.write_text(TOKEN + "\n")
     with environment(s3_server.environment):
         trained = random_volume(SHAPE, seed=1)
         write_bundle(join_url(place, "bundle"), trained)
         write_survey(join_url(place, "survey"), random_volume(SHAPE) * 3)
-        write_survey(join_url(place, "velocity"), trained, quantity="velocity")
-        options = ["--port", str(port), "--token-file", str(token_file), "--allow", place]
+        write_survey(join_url(place, "velocity"), trained[:4, :4, :4], quantity="velocity")
+        options = ["--port", str(port), "--token-file", str(token_file), "--allow", place, "--allow", str(scored)]
         command = [sys.executable, "-m", "geobatch.cli", "serve", join_url(place, "bundle"), *options]
         process = subprocess.Popen([*command, "--cpus", "0.5", "--max-voxels", str(MAX_VOXELS)])
-        served = Server(place, port, process)
+        served = Server(place, str(scored), port, process)
         wait_until_ready(served)
         left = psutil.Process(process.pid).children(recursive=True)
         yield served
@@ -327,7 +332,7 @@ def test_ten_clients_at_once_each_get_their_own_answer(server: Server) -> None:
 @pytest.fixture(scope="module")
 def bulk(server: Server) -> dict[str, Array]:
     """Output of the bulk path, its statistics fitted to the survey, scored block by block in this process."""
-    url = join_url(server.place, "scored")
+    url = join_url(server.scored, "by-survey")
     plan = bulk_plan(server, url)
     storage = open_storage(control_url(url))
     storage.put("plan.json", plan.model_dump_json().encode())
@@ -336,7 +341,7 @@ def bulk(server: Server) -> dict[str, Array]:
 
 def bulk_plan(server: Server, url: str, **keys: Any) -> ScorePlan:
     places = {"survey": join_url(server.place, "survey"), "bundle": join_url(server.place, "bundle"), "output": url}
-    layout = {"shard": (16, 32, 32), "chunk": (16, 16, 16), "patch": (24, 36, 36)}
+    layout = {"shard": (32, 32, 32), "chunk": (16, 16, 16), "patch": (24, 36, 36)}
     crop = {"inline": (104, 180)}
     job = {"job": "score", **places, **layout, "crop": crop, "probabilities": "uint8", "statistics": "bundle", **keys}
     plan = make_plan(open_inputs(ScoreJob.model_validate(job)))
@@ -357,7 +362,7 @@ def score_all(plan: ScorePlan, url: str) -> dict[str, Array]:
 
 
 def test_region_under_a_plan_is_bit_for_bit_the_bulk_output(server: Server, bulk: dict[str, Array]) -> None:
-    output = join_url(server.place, "scored")
+    output = join_url(server.scored, "by-survey")
     # Numbers of the axes: inlines of the crop from 104 in steps of 2, crosslines from 500, samples of 4 ms.
     ends = {"inline": [125, 150], "crossline": [505, 535], "sample": [80, 160]}
     answer = server.region("probabilities=uint8", plan=output, **ends)
@@ -374,7 +379,7 @@ def test_region_under_a_plan_is_bit_for_bit_the_bulk_output(server: Server, bulk
 def test_region_with_the_bundles_statistics_equals_bulk_scoring_with_them(
     server: Server, bulk: dict[str, Array]
 ) -> None:
-    url = join_url(server.place, "scored-by-bundle")
+    url = join_url(server.scored, "by-bundle")
     expected = score_all(bulk_plan(server, url, statistics="bundle", probabilities="float32", crop=None), url)
     ends = {"inline": [124, 150], "sample": [80, 160]}
     answer = server.region("probabilities=float32", statistics="bundle", **ends)
@@ -385,7 +390,7 @@ def test_region_with_the_bundles_statistics_equals_bulk_scoring_with_them(
 
 
 def test_regions_that_cannot_be_right_are_refused(server: Server, bulk: dict[str, Array]) -> None:
-    survey, output = join_url(server.place, "survey"), join_url(server.place, "scored")
+    survey, output = join_url(server.place, "survey"), join_url(server.scored, "by-survey")
     elsewhere = join_url(server.place, "nothing")
     for keys, status, says in (
         ({}, 422, "statistics are not said: ..."),
@@ -411,7 +416,7 @@ def test_regions_that_cannot_be_right_are_refused(server: Server, bulk: dict[str
 def test_plan_of_another_survey_is_refused(server: Server, bulk: dict[str, Array]) -> None:
     other = join_url(server.place, "other")
     write_survey(other, random_volume(SHAPE, seed=4), identity="another")
-    answer = server.region(survey=other, plan=join_url(server.place, "scored"))
+    answer = server.region(survey=other, plan=join_url(server.scored, "by-survey"))
     assert (answer.status, answer.error["what"]) == (422, "plan is of another survey")
 
 
@@ -445,7 +450,7 @@ def test_arrays_that_share_a_forward_pass_equal_those_that_do_not(tmp_path: Path
         np.testing.assert_array_equal(prediction.class_map == 255, alone.class_map == 255)
 
 
-class Gate:
+class Squares:
     """Computes squares once it is opened, and remembers what came together."""
 
     def __init__(self) -> None:
@@ -460,7 +465,7 @@ class Gate:
 
 
 def test_requests_of_one_kind_that_wait_together_are_one_batch() -> None:
-    gate = Gate()
+    gate = Squares()
     batcher = Batcher(gate, most=3)
     first = batcher.submit(1)
     answers = [batcher.submit(item, kind="odd" if item % 2 else "even") for item in (2, 3, 4, 6, 8)]
@@ -471,7 +476,7 @@ def test_requests_of_one_kind_that_wait_together_are_one_batch() -> None:
 
 
 def test_bad_request_fails_alone_and_a_cancelled_one_is_never_computed() -> None:
-    gate = Gate()
+    gate = Squares()
     batcher = Batcher(gate, most=8)
     held = batcher.submit(0)
     answers = [batcher.submit(item, kind="same") for item in (1, 13, 2)]
@@ -519,6 +524,23 @@ def test_only_loopback_is_open_without_a_token(monkeypatch: pytest.MonkeyPatch) 
         read_token(None)
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("127.0.0.1:8000", 200), ("localhost", 200), ("[::1]:8000", 200), ("rebound.example.org:8000", 403), ("", 403)],
+)
+def test_without_a_token_only_this_machines_names_are_answered(host: str, status: int) -> None:
+    async def inside(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("in")(scope, receive, send)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    sent: list[Any] = []
+    scope = {"type": "http", "method": "GET", "path": "/bundle", "headers": [(b"host", host.encode())]}
+    asyncio.run(Gate(inside, None)(scope, None, send))
+    assert sent[0]["status"] == status
+
+
 def test_links_and_dots_do_not_lead_out_of_an_allowed_root(tmp_path: Path) -> None:
     root, outside = tmp_path / "root", tmp_path / "outside"
     (root / "survey").mkdir(parents=True)
@@ -537,4 +559,3 @@ def test_links_and_dots_do_not_lead_out_of_an_allowed_root(tmp_path: Path) -> No
         assert refused.value.status_code == 403
     with pytest.raises(HTTPException):
         require_allowed(f"{root}/survey", [], "survey")
-    assert os.path.exists(outside)

@@ -10,6 +10,7 @@ from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -20,7 +21,7 @@ from geobatch.online.engine import ArrayRequest
 from geobatch.online.refusal import as_json, refusal, status_of
 from geobatch.online.regions import RegionRequest
 from geobatch.online.service import HEADER_BYTES, Service
-from geobatch.online.spec import is_token
+from geobatch.online.spec import is_loopback, is_token
 from geobatch.score.predictor import INVALID, Prediction, Probabilities
 
 OPEN_PATHS = ("/health", "/ready")
@@ -43,7 +44,7 @@ def build_app(service: Service, token_sha256: str | None) -> ASGIApp:
 
     Args:
         service: The bundle, loaded.
-        token_sha256: Hash of the token every request must bear but those of `OPEN_PATHS`; None lets anyone in.
+        token_sha256: Hash of the token every request must bear but those of `OPEN_PATHS`; None lets this machine in.
     """
     app = FastAPI(title=f"geobatch: {service.spec.name}", version=__version__)
     _answer_faults(app)
@@ -92,7 +93,7 @@ def build_app(service: Service, token_sha256: str | None) -> ASGIApp:
         prediction = await service.predict_region(work)
         return _answer(service, prediction, form, output, work.notes)
 
-    return TokenGate(app, token_sha256) if token_sha256 else app
+    return Gate(app, token_sha256)
 
 
 def _answer_faults(app: FastAPI) -> None:
@@ -119,33 +120,57 @@ def _answer_faults(app: FastAPI) -> None:
         return JSONResponse({"error": as_json(GeobatchError("the server failed", measured=type(error).__name__))}, 500)
 
 
-class TokenGate:
-    """Lets through requests with `Authorization: Bearer` and the token; nothing of another request's body is read."""
+class Gate:
+    """Lets through who may use the bundle; nothing of another request's body is read.
 
-    def __init__(self, app: ASGIApp, token_sha256: str) -> None:
+    With a token: requests with `Authorization: Bearer` and the token. Without one: requests to a loopback name, since
+    a web page can have a name of its own point at this machine and ask it through a visitor's browser.
+    """
+
+    def __init__(self, app: ASGIApp, token_sha256: str | None) -> None:
         self._app, self._token_sha256 = app, token_sha256
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer 401."""
-        if scope["type"] == "lifespan" or scope.get("path") in OPEN_PATHS or self._bears_token(scope):
+        """Pass the request on, or answer 401 or 403."""
+        fault = None
+        if scope["type"] != "lifespan" and scope.get("path") not in OPEN_PATHS:
+            headers = Headers(scope=scope)
+            fault = _token_fault(headers, self._token_sha256) if self._token_sha256 else _host_fault(headers)
+        if fault is None:
             await self._app(scope, receive, send)
-            return
-        fault = refusal(
-            401,
-            "request bears no valid token",
-            where="header Authorization",
-            limit="Bearer and the token",
-            remedy="Send the token that the server was started with.",
-        )
-        response = JSONResponse({"error": fault.detail}, 401, headers={"WWW-Authenticate": "Bearer"})
-        await response(scope, receive, send)
+        else:
+            await JSONResponse({"error": fault.detail}, fault.status_code, fault.headers)(scope, receive, send)
 
-    def _bears_token(self, scope: Scope) -> bool:
-        offered = [value for name, value in scope.get("headers", []) if name.lower() == b"authorization"]
-        if len(offered) != 1:
-            return False
-        kind, _, token = offered[0].decode("latin-1").partition(" ")
-        return kind.lower() == "bearer" and is_token(token.strip(), self._token_sha256)
+
+def _token_fault(headers: Headers, token_sha256: str) -> HTTPException | None:
+    offered = headers.getlist("authorization")
+    kind, _, token = offered[0].partition(" ") if len(offered) == 1 else ("", "", "")
+    if kind.lower() == "bearer" and is_token(token.strip(), token_sha256):
+        return None
+    fault = refusal(
+        401,
+        "request bears no valid token",
+        where="header Authorization",
+        limit="Bearer and the token",
+        remedy="Send the token that the server was started with.",
+    )
+    fault.headers = {"WWW-Authenticate": "Bearer"}
+    return fault
+
+
+def _host_fault(headers: Headers) -> HTTPException | None:
+    named = headers.get("host", "")
+    host = named.partition("]")[0].removeprefix("[") if named.startswith("[") else named.partition(":")[0]
+    if is_loopback(host):
+        return None
+    return refusal(
+        403,
+        "request was sent to another name than this machine's own",
+        where="header Host",
+        measured=named[:200],
+        limit="localhost or a loopback address",
+        remedy="Start the server with a token to use it under another name.",
+    )
 
 
 async def _read_body(request: Request, most_bytes: int) -> bytes:

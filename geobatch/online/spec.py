@@ -98,7 +98,7 @@ def require_safe_host(host: str, token: str | None) -> None:
     Raises:
         UsageError: the host is no loopback address and there is no token.
     """
-    if token is None and not _is_loopback(host):
+    if token is None and not is_loopback(host):
         raise UsageError(
             "anyone who reaches this address could use the bundle",
             where="--host",
@@ -108,7 +108,8 @@ def require_safe_host(host: str, token: str | None) -> None:
         )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """True for the names and addresses by which a machine reaches only itself."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
