@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import botocore.exceptions as aws
@@ -32,6 +34,45 @@ def test_second_conditional_write_changes_nothing(root: str) -> None:
     assert storage.put_if_absent("shard", b"first"), "the same bytes are adopted"
     assert not storage.put_if_absent("shard", b"second")
     assert storage.get("shard") == b"first"
+
+
+def test_replacing_by_version_lets_one_writer_through(root: str) -> None:
+    storage = open_storage(root)
+    storage.put("lease", b"first")
+    data, version = storage.read("lease")
+    assert data == b"first"
+    second = storage.put_if_match("lease", b"second", version)
+    assert second is not None
+    assert storage.read("lease") == (b"second", second)
+    assert storage.put_if_match("lease", b"late", version) is None
+    assert storage.put_if_match("lease", b"second", version) == second, "a lost acknowledgement is no conflict"
+    assert storage.get("lease") == b"second"
+    assert [key for key, _ in storage.list()] == ["lease"]
+
+
+def test_what_is_gone_is_not_replaced(root: str) -> None:
+    storage = open_storage(root)
+    assert storage.put_if_match("leases/1", b"x", "any") is None
+    storage.put("leases/1", b"first")
+    _, version = storage.read("leases/1")
+    storage.delete("leases/1")
+    assert storage.put_if_match("leases/1", b"second", version) is None
+    assert not storage.exists("leases/1")
+
+
+def test_counting_writers_in_processes_lose_no_count(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    storage.put("count", b"0 nobody")
+    counting = (
+        "import os, sys; from geobatch.storage import open_storage; storage = open_storage(sys.argv[1]); done = 0\n"
+        "while done < 50:\n"
+        "    count, version = storage.read('count')\n"
+        "    data = b'%d %d' % (int(count.split()[0]) + 1, os.getpid())\n"
+        "    done += storage.put_if_match('count', data, version) is not None\n"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", counting, str(tmp_path)]) for _ in range(3)]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    assert int(storage.get("count").split()[0]) == 150
 
 
 def test_writer_that_fails_publishes_nothing(root: str) -> None:

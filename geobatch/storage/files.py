@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ from geobatch.errors import NotFoundError, StorageError, UsageError
 from geobatch.storage.interface import Storage, exact, join_url
 
 PARTIAL = ".partial"
+LOCK = ".lock"
 
 
 class FileStorage(Storage):
@@ -36,6 +39,11 @@ class FileStorage(Storage):
         """Size of the file in bytes."""
         with self._reading(key):
             return self._path(key).stat().st_size
+
+    def read(self, key: str) -> tuple[bytes, str]:
+        """The whole file and its SHA-256: times are too coarse, and shared file systems cache them."""
+        data = self.get(key)
+        return data, hashlib.sha256(data).hexdigest()
 
     def version(self, key: str) -> str:
         """Size and modification time."""
@@ -63,6 +71,21 @@ class FileStorage(Storage):
                 temporary.unlink(missing_ok=True)
         return True
 
+    def put_if_match(self, key: str, data: bytes, version: str) -> str | None:
+        """Compare and rename under an exclusive lock of the folder, which every other `put_if_match` waits for."""
+        path = self._path(key)
+        if not path.parent.is_dir():
+            return None
+        ours = hashlib.sha256(data).hexdigest()
+        with self._locked(path.parent / LOCK, key):
+            try:
+                _, found = self.read(key)
+            except NotFoundError:
+                return None
+            if found == version != ours:
+                self.put(key, data)
+            return ours if found in (version, ours) else None
+
     @contextlib.contextmanager
     def open_writer(self, key: str) -> Iterator[Callable[[bytes], None]]:
         """Bytes go to a temporary file that takes the final name at the end."""
@@ -87,13 +110,13 @@ class FileStorage(Storage):
             temporary.unlink(missing_ok=True)
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """Files under `prefix`, temporary ones left out."""
+        """Files under `prefix`, temporary ones and locks left out."""
         if not self.root.is_dir():
             return
         start = self._path(prefix) if prefix else self.root
         files = [start] if start.is_file() else sorted(start.rglob("*"))
         for path in files:
-            if path.is_file() and not path.name.endswith(PARTIAL):
+            if path.is_file() and not path.name.endswith(PARTIAL) and path.name != LOCK:
                 yield path.relative_to(self.root).as_posix(), path.stat().st_size
 
     def delete(self, key: str) -> None:
@@ -109,6 +132,16 @@ class FileStorage(Storage):
     def _temporary(self, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+
+    @contextlib.contextmanager
+    def _locked(self, lock: Path, key: str) -> Iterator[None]:
+        with self._writing(key):
+            file = lock.open("ab")
+        # The kernel lets go of the lock when the file is closed, or this process dies.
+        with file:
+            with self._writing(key):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     @contextlib.contextmanager
     def _reading(self, key: str) -> Iterator[None]:

@@ -28,8 +28,15 @@ class Storage(ABC):
         """Size of the object in bytes. Raises `NotFoundError`."""
 
     @abstractmethod
+    def read(self, key: str) -> tuple[bytes, str]:
+        """The whole object and the version that `put_if_match` takes: the ETag on S3, SHA-256 on a file system.
+
+        Raises `NotFoundError`.
+        """
+
+    @abstractmethod
     def version(self, key: str) -> str:
-        """A string that changes when the object's bytes do: the ETag on S3, size and mtime on a file system."""
+        """A string that tells without reading that an object changed: the ETag on S3, size and mtime of a file."""
 
     @abstractmethod
     def put(self, key: str, data: bytes) -> None:
@@ -38,6 +45,14 @@ class Storage(ABC):
     @abstractmethod
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Store the object unless one is there; True when this call, or an identical one, stored it."""
+
+    @abstractmethod
+    def put_if_match(self, key: str, data: bytes, version: str) -> str | None:
+        """Replace the object only while its version is still `version`; the new version, or None when it is not.
+
+        None too when the object is gone. A writer whose answer was lost reads back what is there, and its own bytes
+        count as success: writers that race must therefore write different bytes, their name or number for one.
+        """
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
@@ -39,10 +39,14 @@ class S3Storage(Storage):
 
     def get(self, key: str) -> bytes:
         """The whole object."""
+        return self.read(key)[0]
 
-        def read() -> bytes:
+    def read(self, key: str) -> tuple[bytes, str]:
+        """The whole object and its ETag."""
+
+        def read() -> tuple[bytes, str]:
             answer = _s3_client().get_object(Bucket=self.bucket, Key=self._key(key))
-            return _whole(answer["Body"].read(), answer["ContentLength"])
+            return _whole(answer["Body"].read(), answer["ContentLength"]), _etag(answer)
 
         return self._retried(read, key)
 
@@ -66,7 +70,7 @@ class S3Storage(Storage):
     def version(self, key: str) -> str:
         """The object's ETag."""
         head = self._retried(lambda: _s3_client().head_object(Bucket=self.bucket, Key=self._key(key)), key)
-        return str(head["ETag"]).strip('"')
+        return _etag(head)
 
     def put(self, key: str, data: bytes) -> None:
         """One PUT."""
@@ -85,6 +89,26 @@ class S3Storage(Storage):
             return True
 
         return self._retried(write, key) or self.get(key) == data
+
+    def put_if_match(self, key: str, data: bytes, version: str) -> str | None:
+        """One PUT with `If-Match`; after a refusal the object is read back, which may be ours."""
+
+        def write() -> str | None:
+            try:
+                answer = _s3_client().put_object(Bucket=self.bucket, Key=self._key(key), Body=data, IfMatch=version)
+            except aws.ClientError as error:
+                if _status(error) != 412 and _code(error) != "NoSuchKey":
+                    raise
+                return None
+            return _etag(answer)
+
+        if written := self._retried(write, key):
+            return written
+        try:
+            stored, found = self.read(key)
+        except NotFoundError:
+            return None
+        return found if stored == data else None
 
     @contextlib.contextmanager
     def open_writer(self, key: str) -> Iterator[Callable[[bytes], None]]:
@@ -241,6 +265,10 @@ def _s3_client() -> Any:
 def _endpoint() -> str | None:
     """The endpoint the AWS environment names, `AWS_ENDPOINT_URL_S3` first."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def _etag(answer: Mapping[str, Any]) -> str:
+    return str(answer["ETag"]).strip('"')
 
 
 def _status(error: aws.ClientError) -> int:
