@@ -48,12 +48,12 @@ from geobatch.online.engine import ArrayRequest, Engine
 from geobatch.online.memory import Budget, fit_patch, least_patch, share_memory
 from geobatch.online.places import require_allowed
 from geobatch.online.spec import read_token, require_safe_host
-from geobatch.score.planning import make_plan, open_inputs
+from geobatch.score.planning import PLAN, make_plan, open_inputs
 from geobatch.score.spec import ScoreJob, ScorePlan
-from geobatch.score.worker import BlockScorer
+from geobatch.score.worker import BlockScorer, Task
 from geobatch.shards import create_arrays, finish_group
 from geobatch.storage import join_url, open_storage, zarr_store
-from geobatch.survey import VOLUME_AXES, control_url, open_survey, valid_volume
+from geobatch.survey import VOLUME_AXES, open_survey, valid_volume
 
 SHAPE = (45, 38, 51)
 MAX_VOXELS = 100_000
@@ -150,7 +150,7 @@ def server(s3_server: LocalS3, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def wait_until_ready(server: Server) -> None:
-    for _ in range(1200):
+    for _ in range(2500):
         assert server.process.poll() is None, "the server ended before it was ready"
         try:
             if server.ask("GET", "/ready", token="").status == 200:
@@ -334,8 +334,7 @@ def bulk(server: Server) -> dict[str, Array]:
     """Output of the bulk path, its statistics fitted to the survey, scored block by block in this process."""
     url = join_url(server.scored, "by-survey")
     plan = bulk_plan(server, url)
-    storage = open_storage(control_url(url))
-    storage.put("plan.json", plan.model_dump_json().encode())
+    open_storage(url).put(PLAN, plan.model_dump_json().encode())
     return score_all(plan, url)
 
 
@@ -354,8 +353,8 @@ def bulk_plan(server: Server, url: str, **keys: Any) -> ScorePlan:
 def score_all(plan: ScorePlan, url: str) -> dict[str, Array]:
     create_arrays(url, plan.arrays())
     scorer = BlockScorer(plan, url)
-    for index in plan.grid.indices():
-        scorer.score_block(index)
+    for number in range(plan.grid.total):
+        scorer.score_block(Task(number))
     finish_group(url, plan.arrays(), {})
     group = zarr.open_group(zarr_store(url), mode="r")
     return {spec.name: np.asarray(group[spec.name][...]) for spec in plan.arrays()}
@@ -385,6 +384,11 @@ def test_region_with_the_bundles_statistics_equals_bulk_scoring_with_them(
     answer = server.region("probabilities=float32", statistics="bundle", **ends)
     cells = (slice(12, 26), slice(None), slice(20, 41))
     require_equal(answer.arrays, expected["probability"][:, *cells])
+    for line in ({"inline": [124, 124]}, {"crossline": [537, 537]}):
+        thin = server.region("probabilities=float32", statistics="bundle", **line).arrays
+        (axis, (number, _)) = next(iter(line.items()))
+        cell = (number - 100) // 2 if axis == "inline" else number - 500
+        require_equal(thin, np.take(expected["probability"], [cell], axis=1 + VOLUME_AXES.index(axis)))
     different = answer.arrays["class_map"] != bulk["class_map"][10:24, :, 20:41]
     assert different.any(), "the statistics matter"
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 import xarray as xr
 
-from geobatch.blocks import Grid, Patch
+from geobatch.blocks import Grid, Patch, covering_patch
 from geobatch.models.bundle import Bundle
 from geobatch.online.memory import Budget, fit_patch
 from geobatch.plan import activation_bytes_per_cell
@@ -55,6 +55,7 @@ class Engine:
     def __init__(self, bundle: Bundle, budget: Budget, *, device: str, threads: int) -> None:
         self.spec, self.device, self.threads = bundle.spec, device, threads
         self.network = bundle.network().to(device)
+        self._predictors: dict[tuple[Probabilities, int], Predictor] = {}
         self.network_cells = min(budget.network_cells, _device_cells(bundle, device))
 
     def batch_key(self, request: ArrayRequest) -> tuple[object, ...] | None:
@@ -75,9 +76,19 @@ class Engine:
 
     def predictor(self, probabilities: Probabilities, batch: int = 1) -> Predictor:
         """The predictor of the bulk path around the network."""
-        return Predictor(
-            self.network, len(self.spec.classes), probabilities=probabilities, batch=batch, device=self.device
-        )
+        key = (probabilities, batch)
+        if key not in self._predictors:
+            self._predictors[key] = Predictor(
+                self.network, len(self.spec.classes), probabilities=probabilities, batch=batch, device=self.device
+            )
+        return self._predictors[key]
+
+    def grid(self, shape: tuple[int, ...], part: tuple[int, ...]) -> Grid:
+        """The grid of a volume of `shape` predicted in parts, its patch as large as a part needs and memory allows."""
+        reach = self.spec.reach
+        covering = covering_patch(shape, part, reach.stride, reach.halo)
+        patch = fit_patch(covering, shape, reach.stride, reach.halo, self.network_cells)
+        return Grid(shape, part, patch, reach.stride, reach.halo, NO_REACH)
 
     def _prepared(self, values: Values) -> Values:
         """The array after the bundle's preprocessing, with the statistics of the bundle."""
@@ -86,10 +97,8 @@ class Engine:
 
     def _predict_tiled(self, values: Values, probabilities: Probabilities) -> Prediction:
         """One array, in as many patches as memory asks for."""
-        reach, shape = self.spec.reach, values.shape
-        patch = fit_patch(shape, shape, reach.stride, reach.halo, self.network_cells)
-        grid = Grid(shape, shape, patch, reach.stride, reach.halo, NO_REACH)
-        patches = grid.patches(tuple(slice(0, n) for n in shape))
+        whole = tuple(slice(0, n) for n in values.shape)
+        patches = self.grid(values.shape, values.shape).patches(whole)
         return self.predictor(probabilities).predict(values, patches, (0, 0, 0))
 
     def _predict_together(self, volumes: Sequence[Values], probabilities: Probabilities) -> list[Prediction]:

@@ -67,7 +67,7 @@ def least_patch(stride: Sequence[int], halo: Halo) -> list[int]:
 def fit_patch(
     lengths: Sequence[int], shape: Sequence[int], stride: Sequence[int], halo: Halo, most_cells: int
 ) -> tuple[int, ...]:
-    """The patch of `lengths`, its longest axes halved until a forward pass holds at most `most_cells`.
+    """The patch of `lengths`, or the shortest useful one, halved until a forward pass holds at most `most_cells`.
 
     Args:
         lengths: Cells per axis that one patch would best cover.
@@ -76,8 +76,8 @@ def fit_patch(
         halo: Its halo.
         most_cells: The limit; the smallest useful patch is within it.
     """
-    patch = [-(-n // s) * s for n, s in zip(lengths, stride, strict=True)]
     least = least_patch(stride, halo)
+    patch = [max(-(-n // s) * s, short) for n, s, short in zip(lengths, stride, least, strict=True)]
     while math.prod(min(p, n) for p, n in zip(patch, shape, strict=True)) > most_cells:
         axis = max(range(len(patch)), key=lambda a: patch[a] - least[a])
         patch[axis] = max(least[axis], -(-patch[axis] // (2 * stride[axis])) * stride[axis])

@@ -14,22 +14,21 @@ import torch
 import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from geobatch.blocks import Grid, Patch, covering_patch
+from geobatch.blocks import Patch
 from geobatch.errors import IntegrityError, MismatchError, NotFoundError, UsageError
 from geobatch.online.bodies import require_voxels
-from geobatch.online.engine import NO_REACH, Engine
-from geobatch.online.memory import READ_CELLS, fit_patch
+from geobatch.online.engine import Engine
+from geobatch.online.memory import READ_CELLS
 from geobatch.online.places import require_allowed
 from geobatch.online.refusal import refusal
 from geobatch.preprocess import Chain, prepare, read_region
 from geobatch.score.match import describe_data, require_right_data
 from geobatch.score.planning import PLAN
-from geobatch.score.predictor import INVALID, Prediction, Probabilities
+from geobatch.score.predictor import INVALID, Prediction, Predictor, Probabilities
 from geobatch.score.spec import NUMERICS, ScorePlan
 from geobatch.storage import open_storage
 from geobatch.survey import (
     VOLUME_AXES,
-    control_url,
     open_survey,
     require_complete,
     require_every_shard,
@@ -69,9 +68,8 @@ class RegionWork:
         chain: The preprocessing, fitted.
         cells: The region in cells of `cropped`.
         pieces: Patches whose kept parts cover the region, in groups that are read at once.
-        batch: Patches per forward pass.
+        predictor: What predicts them.
         threads: Torch threads.
-        probabilities: Which probabilities are wanted.
         notes: What is told with the answer.
     """
 
@@ -79,9 +77,8 @@ class RegionWork:
     chain: Chain
     cells: Cells
     pieces: Sequence[Sequence[Patch]]
-    batch: int
+    predictor: Predictor
     threads: int
-    probabilities: Probabilities
     notes: dict[str, str]
 
 
@@ -133,18 +130,17 @@ class Regions:
         classes = len(self._engine.spec.classes)
         class_map = np.full(shape, INVALID, np.uint8)
         probability: Any = None
-        if work.probabilities == "uint8":
+        if work.predictor.probabilities == "uint8":
             probability = np.full((classes, *shape), INVALID, np.uint8)
-        elif work.probabilities == "float32":
+        elif work.predictor.probabilities == "float32":
             probability = np.full((classes, *shape), np.nan, np.float32)
-        predictor = self._engine.predictor(work.probabilities, work.batch)
         for patches in work.pieces:
             seen, kept = _hull([p.see for p in patches]), _hull([p.keep for p in patches])
             values = prepare(read_region(work.cropped, work.chain, seen), work.chain)
             origin = [cells.start for cells in seen]
             if not np.isfinite(values[_shifted(kept, origin)]).any():
                 continue
-            part = predictor.predict(values, patches, origin)
+            part = work.predictor.predict(values, patches, origin)
             common = _intersection(kept, work.cells)
             source = _shifted(common, [cells.start for cells in kept])
             target = _shifted(common, [cells.start for cells in work.cells])
@@ -162,16 +158,13 @@ class Regions:
 
     def _by_bundle(self, volume: xr.DataArray, request: RegionRequest, probabilities: Probabilities) -> RegionWork:
         """The region with the statistics of the bundle, in pieces of its own."""
-        spec, engine = self._engine.spec, self._engine
-        stride, halo = spec.reach.stride, spec.reach.halo
+        engine, chain = self._engine, self._engine.spec.chain
         cells = self._cells(volume, request)
-        piece = tuple(min(PIECE, c.stop - c.start) for c in cells)
-        covering = covering_patch(volume.shape, piece, stride, halo)
-        patch = fit_patch(covering, volume.shape, stride, halo, engine.network_cells)
-        grid = Grid(volume.shape, piece, patch, stride, halo, NO_REACH)
-        pieces = [grid.patches(part) for part in _parts(cells, piece)]
+        part = tuple(min(PIECE, c.stop - c.start) for c in cells)
+        grid = engine.grid(volume.shape, part)
+        pieces = [grid.patches(cut) for cut in _parts(cells, part)]
         notes = {"statistics": "bundle"}
-        return RegionWork(volume, spec.chain, cells, pieces, 1, engine.threads, probabilities, notes)
+        return RegionWork(volume, chain, cells, pieces, engine.predictor(probabilities), engine.threads, notes)
 
     def _by_plan(
         self, volume: xr.DataArray, request: RegionRequest, probabilities: Probabilities, identity: str
@@ -183,6 +176,7 @@ class Regions:
             ("bundle", self._engine.spec.hash, plan.bundle_hash),
             ("survey", identity, plan.survey_identity),
             ("numerical version", NUMERICS, plan.numerics),
+            ("precision", "float32", plan.precision),
         ):
             if ours != theirs:
                 raise MismatchError(
@@ -196,8 +190,9 @@ class Regions:
         cells = self._cells(cropped, request)
         pieces = list(_touching(plan, cells))
         self._require_fits(plan, pieces)
+        predictor = self._engine.predictor(probabilities, plan.batch)
         notes = {"statistics": plan.statistics, "plan": plan.hash}
-        return RegionWork(cropped, plan.chain, cells, pieces, plan.batch, plan.threads, probabilities, notes)
+        return RegionWork(cropped, plan.chain, cells, pieces, predictor, plan.threads, notes)
 
     def _cells(self, volume: xr.DataArray, request: RegionRequest) -> Cells:
         cells = tuple(_axis_cells(volume, axis, getattr(request, axis)) for axis in VOLUME_AXES)
@@ -231,7 +226,7 @@ def _open_volume(url: str, version: str) -> tuple[xr.DataArray, dict[str, Any]]:
 
 def _stored_plan(url: str) -> ScorePlan:
     try:
-        return ScorePlan.model_validate_json(open_storage(control_url(url)).get(PLAN))
+        return ScorePlan.model_validate_json(open_storage(url).get(PLAN))
     except NotFoundError:
         raise NotFoundError("no scored output there", where=url, remedy="Name the output of a scoring job.") from None
     except ValidationError as error:
