@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -90,6 +91,35 @@ class ScoreResources(_Frozen):
         return self.model_copy(update={"replicas": size})
 
 
+class Budget(_Frozen):
+    """What a run may cost; it stops cleanly when this is spent, and goes on when the job is run again.
+
+    Attributes:
+        hours: Wall-clock hours of one run.
+        cost: Money of one run, in the currency of the price.
+        price_per_replica_hour: What one replica costs for an hour.
+    """
+
+    hours: float | None = Field(default=None, gt=0)
+    cost: float | None = Field(default=None, gt=0)
+    price_per_replica_hour: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _priced(self) -> Self:
+        if self.cost is not None and self.price_per_replica_hour is None:
+            raise ValueError("cost needs price_per_replica_hour")
+        return self
+
+    def seconds(self, replicas: int) -> float:
+        """How long a run with so many replicas may take."""
+        limits = [math.inf]
+        if self.hours is not None:
+            limits.append(self.hours * 3600)
+        if self.cost is not None and self.price_per_replica_hour is not None:
+            limits.append(self.cost / (self.price_per_replica_hour * replicas) * 3600)
+        return min(limits)
+
+
 class ScoreJob(_Frozen):
     """`job: score`: a survey, a bundle, and where the scored survey goes.
 
@@ -107,6 +137,7 @@ class ScoreJob(_Frozen):
         batch: Patches per forward pass.
         probabilities: `none`, `uint8` (steps of 1/254) or `float32`.
         attempts: Tries of a block that fails by itself before it becomes a dead letter.
+        budget: Time or money after which the run stops, resumable.
     """
 
     job: Literal["score"]
@@ -124,6 +155,7 @@ class ScoreJob(_Frozen):
     probabilities: Probabilities = "uint8"
     attempts: int = Field(default=3, ge=1)
     resources: ScoreResources = ScoreResources()
+    budget: Budget | None = None
 
     @model_validator(mode="after")
     def _whole_chunks(self) -> Self:
