@@ -141,8 +141,8 @@ def server(s3_server: LocalS3, tmp_path_factory: pytest.TempPathFactory) -> Iter
         wait_until_ready(served)
         left = psutil.Process(process.pid).children(recursive=True)
         yield served
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 0, "an interrupt is how a server ends"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0, "to be told so is how a server ends"
         _, alive = psutil.wait_procs(left, timeout=30)
         assert not alive, f"left behind: {alive}"
         with pytest.raises(ConnectionRefusedError):
