@@ -44,7 +44,7 @@ from geobatch.models.bundle import load_bundle
 from geobatch.online.app import Gate
 from geobatch.online.batcher import Batcher
 from geobatch.online.bodies import NPY, SAFETENSORS, decode_array
-from geobatch.online.engine import ArrayRequest, Engine
+from geobatch.online.engine import ArrayRequest, Engine, require_servable
 from geobatch.online.memory import Budget, fit_patch, least_patch, share_memory
 from geobatch.online.places import require_allowed
 from geobatch.online.spec import read_token, require_safe_host
@@ -375,6 +375,17 @@ def test_region_under_a_plan_is_bit_for_bit_the_bulk_output(server: Server, bulk
     assert answer.headers["x-geobatch-statistics"] == "survey"
 
 
+def test_region_under_a_plan_in_blend_mode_is_bit_for_bit_the_bulk_output(server: Server) -> None:
+    url = join_url(server.scored, "blended")
+    plan = bulk_plan(server, url, statistics="bundle", mode="blend", patch=(24, 24, 24), crop=None)
+    open_storage(url).put(PLAN, plan.model_dump_json().encode())
+    expected = score_all(plan, url)
+    answer = server.region("probabilities=uint8", plan=url, inline=[125, 150], sample=[80, 160])
+    assert answer.status == 200, answer.error
+    for name, array in answer.arrays.items():
+        np.testing.assert_array_equal(array, expected[name][..., 13:26, :, 20:41])
+
+
 def test_region_with_the_bundles_statistics_equals_bulk_scoring_with_them(
     server: Server, bulk: dict[str, Array]
 ) -> None:
@@ -514,6 +525,17 @@ def test_memory_that_cannot_hold_a_request_is_refused_with_figures(tmp_path: Pat
     assert share_memory(bundle, 4 * 2**30, None).max_voxels > 10**6
     with pytest.raises(UsageError, match=r"GiB projected at least; expected 1.00 GiB. Lower --max-voxels"):
         share_memory(bundle, 2**30, 10**9)
+
+
+def test_network_that_must_see_a_whole_axis_is_refused(tmp_path: Path) -> None:
+    write_bundle(str(tmp_path / "bundle"), random_volume((20, 20, 20)))
+    spec = load_bundle(str(tmp_path / "bundle")).spec
+    require_servable(spec)
+    reach = spec.reach.model_copy(update={"unbounded": (2,)})
+    with pytest.raises(UsageError, match="of which sample must be seen whole"):
+        require_servable(spec.model_copy(update={"reach": reach}))
+    with pytest.raises(UsageError, match="found axes inline, sample"):
+        require_servable(spec.model_copy(update={"axes": ("inline", "sample")}))
 
 
 def test_only_loopback_is_open_without_a_token(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from ray import serve
 from geobatch import cluster
 from geobatch.errors import UsageError
 from geobatch.models.bundle import load_bundle
+from geobatch.online.engine import require_servable
 from geobatch.online.memory import REQUESTS_PER_REPLICA, share_memory
 from geobatch.online.spec import ServeSettings
 
@@ -59,6 +60,7 @@ def serve_bundle(settings: ServeSettings, on_ready: Callable[[str], None] = lamb
         UsageError: memory, the cluster or the port cannot hold it.
     """
     bundle = load_bundle(settings.bundle)
+    require_servable(bundle.spec)
     share_memory(bundle, settings.memory_bytes, settings.max_voxels)
     with contextlib.suppress(KeyboardInterrupt), _running(settings):
         host = f"[{settings.host}]" if ":" in settings.host else settings.host

@@ -12,11 +12,13 @@ import torch
 import xarray as xr
 
 from geobatch.blocks import Grid, Patch, covering_patch
-from geobatch.models.bundle import Bundle
+from geobatch.errors import UsageError
+from geobatch.models.bundle import Bundle, BundleSpec
 from geobatch.online.memory import Budget, fit_patch
 from geobatch.plan import activation_bytes_per_cell
 from geobatch.preprocess import prepare, read_region
-from geobatch.score.predictor import Prediction, Predictor, Probabilities
+from geobatch.score.predictor import Prediction, Predictor, Probabilities, build_predictor
+from geobatch.score.spec import ScorePlan
 from geobatch.survey import VOLUME_AXES
 
 Values = npt.NDArray[np.float32]
@@ -40,6 +42,24 @@ class ArrayRequest:
     values: Values
     prepared: bool
     probabilities: Probabilities
+
+
+def require_servable(spec: BundleSpec) -> None:
+    """Refuse a network whose answer to an array would depend on how the array is cut.
+
+    Raises:
+        UsageError: it is a network of sections, or sees the whole of its patch.
+    """
+    if spec.axes == VOLUME_AXES and not spec.reach.unbounded:
+        return
+    unbounded = ", ".join(spec.axes[axis] for axis in spec.reach.unbounded)
+    raise UsageError(
+        "network cannot be served online",
+        where=f"bundle {spec.name}",
+        measured=f"axes {', '.join(spec.axes)}" + (f", of which {unbounded} must be seen whole" if unbounded else ""),
+        limit=f"axes {', '.join(VOLUME_AXES)} and a bounded reach along each",
+        remedy="Score surveys with it by geobatch run.",
+    )
 
 
 class Engine:
@@ -82,6 +102,11 @@ class Engine:
                 self.network, len(self.spec.classes), probabilities=probabilities, batch=batch, device=self.device
             )
         return self._predictors[key]
+
+    def plan_predictor(self, plan: ScorePlan, probabilities: Probabilities) -> Predictor:
+        """The predictor of a bulk run's plan around the network, on this device."""
+        update = {"probabilities": probabilities, "device": self.device}
+        return build_predictor(plan.model_copy(update=update), self.network)
 
     def grid(self, shape: tuple[int, ...], part: tuple[int, ...]) -> Grid:
         """The grid of a volume of `shape` predicted in parts, its patch as large as a part needs and memory allows."""

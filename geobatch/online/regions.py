@@ -176,7 +176,6 @@ class Regions:
             ("bundle", self._engine.spec.hash, plan.bundle_hash),
             ("survey", identity, plan.survey_identity),
             ("numerical version", NUMERICS, plan.numerics),
-            ("precision", "float32", plan.precision),
         ):
             if ours != theirs:
                 raise MismatchError(
@@ -190,7 +189,7 @@ class Regions:
         cells = self._cells(cropped, request)
         pieces = list(_touching(plan, cells))
         self._require_fits(plan, pieces)
-        predictor = self._engine.predictor(probabilities, plan.batch)
+        predictor = self._engine.plan_predictor(plan, probabilities)
         notes = {"statistics": plan.statistics, "plan": plan.hash}
         return RegionWork(cropped, plan.chain, cells, pieces, predictor, plan.threads, notes)
 
