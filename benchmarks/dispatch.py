@@ -31,10 +31,12 @@ from geobatch.models.bundle import Bundle, ClassInfo, DataDescription, make_bund
 from geobatch.preprocess import Chain
 from geobatch.score.deployment import REQUESTS_PER_REPLICA, Pool
 from geobatch.score.dispatch import Dispatcher, Work
+from geobatch.score.layout import VolumeModel
 from geobatch.score.lease import leased
 from geobatch.score.output import ScoredOutput
-from geobatch.score.planning import Inputs, wanted_blocks
+from geobatch.score.planning import Inputs
 from geobatch.score.receipts import STAGES, Ledger, Receipt, ShardReceipt
+from geobatch.score.region import wanted_blocks
 from geobatch.score.run import describe_block, missing_blocks
 from geobatch.score.spec import ScoreJob, ScorePlan
 from geobatch.score.worker import Task
@@ -142,7 +144,7 @@ def _dispatch(pool: Pool, bundle: Bundle, blocks: int) -> tuple[float, int]:
 
 def _plan(inputs: Inputs, plan: ScorePlan, control: Any) -> tuple[Work, Ledger]:
     """What a run does between opening its inputs and sending the first block."""
-    wanted = wanted_blocks(plan.grid, inputs.volume, inputs.job)
+    wanted = wanted_blocks(plan.grid, inputs.volume, inputs.job.region)
     output = ScoredOutput(inputs, plan, inputs.volume, control)
     output.begin(wanted)
     ledger = Ledger(control, plan)
@@ -174,7 +176,8 @@ def _opened(folder: str, bundle: Bundle, blocks: int) -> tuple[Inputs, ScorePlan
         probabilities="none",
         classes=bundle.spec.classes,
     )
-    return Inputs(job, bundle, volume, {}, None), plan
+    model = VolumeModel(bundle.spec, bundle.network(), reach)
+    return Inputs(job, bundle, model, volume, {}, None), plan
 
 
 def _bundle() -> Bundle:
