@@ -17,6 +17,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import os
 import random
 import socket
 import struct
@@ -57,7 +58,7 @@ class Faults:
         kinds: The faults to choose from, each as likely as the other where it applies.
         seed: Of the choice; the order in which concurrent requests arrive is not in it.
         stall_s: How long a stalled request is held.
-        unverifiable: Part of the path of objects whose bytes nothing can vouch for: they are not flipped.
+        unverifiable: Part of the path of objects whose bytes nothing can vouch for: they arrive unflipped.
     """
 
     rate: float = 0.0
@@ -148,9 +149,7 @@ class Proxy:
             return ""
         flips = not self.faults.unverifiable or self.faults.unverifiable not in request.raw_path
         kinds = [
-            kind
-            for kind in self.faults.kinds
-            if request.method in KINDS[kind] and (flips or kind not in ("flip_response", "flip_request"))
+            kind for kind in self.faults.kinds if request.method in KINDS[kind] and (flips or kind != "flip_response")
         ]
         return self.random.choice(kinds) if kinds else ""
 
@@ -237,7 +236,8 @@ async def _serve(upstream: str) -> None:
         host, port = runner.addresses[0][:2]
         print(f"http://{host}:{port}", flush=True)
         await asyncio.to_thread(sys.stdin.read)
-        await runner.cleanup()
+        # Stalled requests are not waited for.
+        os._exit(0)
 
 
 if __name__ == "__main__":
