@@ -19,8 +19,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from geobatch.errors import UsageError
-from geobatch.shards import Index, Region
 
+Index = tuple[int, ...]
+Region = tuple[slice, ...]
 Halo = tuple[tuple[int, int], ...]
 
 
@@ -91,6 +92,31 @@ class Grid:
     def counts(self) -> Index:
         """Number of blocks per axis."""
         return tuple(-(-n // b) for n, b in zip(self.shape, self.shard, strict=True))
+
+    @property
+    def total(self) -> int:
+        """Number of blocks."""
+        return math.prod(self.counts)
+
+    def number(self, index: Index) -> int:
+        """The number of the block at `index`: C order over `counts`, the last axis fastest."""
+        if len(index) != len(self.counts) or not all(0 <= i < c for i, c in zip(index, self.counts, strict=True)):
+            raise UsageError("no such block", measured=index, limit=f"0 up to, not including, {self.counts}")
+        number = 0
+        for i, count in zip(index, self.counts, strict=True):
+            number = number * count + int(i)
+        return number
+
+    def index(self, number: int) -> Index:
+        """The index of block `number`, as `number` counts them."""
+        if not 0 <= number < self.total:
+            raise UsageError("no such block", measured=number, limit=f"0 to {self.total - 1}")
+        found: list[int] = []
+        rest = int(number)
+        for count in reversed(self.counts):
+            rest, i = divmod(rest, count)
+            found.append(i)
+        return tuple(reversed(found))
 
     def indices(self, region: Region | None = None) -> Iterator[Index]:
         """Every block index, or those of blocks that touch `region`, the last axis fastest."""

@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,14 +14,17 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from geobatch import watch
 from geobatch.errors import GeobatchError
 
 INTERRUPTED = 130
+WATCHED = ("run", "repair", "retry")
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 messages = Console(stderr=True, highlight=False)
 
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, replaces a key of the job file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+ScoredUrl = Annotated[str, typer.Argument(help="URL of a scored survey.")]
 Source = Annotated[str, typer.Argument(help="s3://bucket/key or a path.")]
 
 
@@ -95,11 +99,53 @@ def run(
 
 
 @app.command()
-def plan(job_file: Annotated[str, typer.Argument(help="A job file.")], overrides: Overrides = None) -> None:
-    """Blocks, patch, bytes and memory of a scoring job, without running it."""
+def plan(
+    job_file: Annotated[str, typer.Argument(help="A job file.")],
+    overrides: Overrides = None,
+    calibrate: Annotated[int, typer.Option(help="Score so many blocks, and forecast time and cost from them.")] = 0,
+    simulate: Annotated[int, typer.Option(help="Imagine runs with up to so many replicas.")] = 0,
+    preemptions_per_hour: Annotated[float, typer.Option(help="How often a simulated replica is taken away.")] = 0.0,
+) -> None:
+    """Blocks, patch, bytes and memory of a scoring job; on request its time, cost and scaling."""
     from geobatch.job import forecast, load_job
 
-    _print_result(forecast(load_job(job_file, overrides or [])), True)
+    job = load_job(job_file, overrides or [])
+    told = forecast(job, calibrate=calibrate, simulate=simulate, preemptions_per_hour=preemptions_per_hour)
+    _print_result(told, True)
+
+
+@app.command()
+def verify(output: ScoredUrl, as_json: AsJson = False) -> None:
+    """Read every shard of a scored survey again and compare it with its receipt."""
+    from dataclasses import asdict
+
+    from geobatch.score.verify import require_sound
+    from geobatch.score.verify import verify as run_verify
+
+    with _Progress("verify", "shards") as update:
+        result = run_verify(output, on_progress=lambda done, total: update(done, total, ""))
+    _print_result(asdict(result), as_json)
+    require_sound(result, output)
+
+
+@app.command()
+def repair(output: ScoredUrl, as_json: AsJson = False) -> None:
+    """Score missing and damaged shards of a scored survey again, and replace those alone."""
+    from geobatch.score.run import repair as run_repair
+
+    with _Progress("repair", "blocks") as update:
+        result = run_repair(output, on_progress=lambda progress: update(progress.done, progress.total, ""))
+    _print_result(result, as_json)
+
+
+@app.command()
+def retry(output: ScoredUrl, as_json: AsJson = False) -> None:
+    """Score the dead letters of a scored survey once more."""
+    from geobatch.score.run import retry as run_retry
+
+    with _Progress("retry", "blocks") as update:
+        result = run_retry(output, on_progress=lambda progress: update(progress.done, progress.total, ""))
+    _print_result(result, as_json)
 
 
 @app.command()
@@ -164,8 +210,23 @@ def demo(
 
 def main() -> None:
     """Run the command line; errors of ours become one sentence and an exit code."""
+    if sys.argv[1:2] and sys.argv[1] in WATCHED and not watch.is_watched():
+        sys.exit(watch.watch(sys.argv[1:], lambda sentence: messages.print(sentence, markup=False)))
     # A terminated run leaves as an interrupted one does: receipts stored, replicas and cluster gone.
     signal.signal(signal.SIGTERM, _interrupt)
+    if watch.is_watched():
+        watch.heed_parent()
+    code = _command()
+    if "ray" in sys.modules:
+        from geobatch import cluster
+
+        cluster.disconnect()
+    watch.say(code)
+    sys.exit(code)
+
+
+def _command() -> int:
+    """The exit code of the command that was given."""
     try:
         # Typer turns an interrupt into the exit code that it returns here; our commands return nothing.
         code = app(standalone_mode=False)
@@ -174,31 +235,23 @@ def main() -> None:
     except GeobatchError as error:
         messages.print(f"[bold red]{type(error).__name__}[/]", end=" ")
         messages.print(str(error), markup=False)
-        _leave(error.exit_code)
+        return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         messages.print("Interrupted. What is done is kept: run the same command to go on.")
-        _leave(INTERRUPTED)
+        return INTERRUPTED
     except typer.Exit as end:
-        _leave(end.exit_code)
+        return end.exit_code
     except Exception as error:
-        if not hasattr(error, "format_message"):
-            raise
-        messages.print(error.format_message(), markup=False)
-        _leave(2)
-    _leave(code if isinstance(code, int) else 0)
+        if hasattr(error, "format_message"):
+            messages.print(error.format_message(), markup=False)
+            return 2
+        traceback.print_exc()
+        return 1
+    return code if isinstance(code, int) else 0
 
 
 def _interrupt(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
-
-
-def _leave(code: int) -> None:
-    """End with `code`, and with any Ray cluster that this process started."""
-    if "ray" in sys.modules:
-        from geobatch import cluster
-
-        cluster.disconnect()
-    sys.exit(code)
 
 
 def _print_result(result: dict[str, Any], as_json: bool) -> None:

@@ -10,6 +10,7 @@ GeobatchError                       exit 1
 │   ├── MismatchError                        the wrong data for this bundle or this output
 │   └── IntegrityError                       bytes differ from their recorded hash
 ├── IncompleteError                 exit 4   dead letters remain
+├── LeaseError                      exit 1   another run writes this output
 └── TransientError   (OSError)      exit 1   storage or workers failed beyond every retry
 """
 
@@ -98,6 +99,10 @@ class IncompleteError(GeobatchError):
     """The run ended and dead letters remain."""
 
     exit_code = 4
+
+
+class LeaseError(GeobatchError):
+    """Another run holds the lease of this output."""
 
 
 class TransientError(GeobatchError, OSError):

@@ -24,10 +24,9 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.errors import ZarrUserWarning
 
+from geobatch.blocks import Index as Index
+from geobatch.blocks import Region as Region
 from geobatch.storage import open_storage
-
-Index = tuple[int, ...]
-Region = tuple[slice, ...]
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def create_arrays(url: str, specs: Sequence[ArraySpec], values: Mapping[str, npt
     storage = open_storage(url)
     given = values or {}
     for spec in specs:
-        storage.put(f"{spec.name}/zarr.json", json.dumps(_array_metadata(spec), indent=2).encode())
+        storage.put(f"{spec.name}/zarr.json", json.dumps(array_metadata(spec), indent=2).encode())
         if spec.name in given:
             data = np.ascontiguousarray(given[spec.name]).astype(spec.dtype, copy=False)
             for index in shard_indices(spec):
@@ -149,17 +148,22 @@ def create_arrays(url: str, specs: Sequence[ArraySpec], values: Mapping[str, npt
 
 def finish_group(url: str, specs: Sequence[ArraySpec], attributes: Mapping[str, Any]) -> None:
     """Write the group's `zarr.json` with the metadata of all its arrays consolidated: the last write of a survey."""
-    metadata = {spec.name: _array_metadata(spec) for spec in specs}
+    open_storage(url).put("zarr.json", group_metadata(specs, attributes))
+
+
+def group_metadata(specs: Sequence[ArraySpec], attributes: Mapping[str, Any]) -> bytes:
+    """The `zarr.json` of a group that holds these arrays."""
+    metadata = {spec.name: array_metadata(spec) for spec in specs}
     group = {
         "zarr_format": 3,
         "node_type": "group",
         "attributes": dict(attributes),
         "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": metadata},
     }
-    open_storage(url).put("zarr.json", json.dumps(group, indent=2, allow_nan=False).encode())
+    return json.dumps(group, indent=2, allow_nan=False).encode()
 
 
-def _array_metadata(spec: ArraySpec) -> dict[str, Any]:
+def array_metadata(spec: ArraySpec) -> dict[str, Any]:
     """The array's `zarr.json` as Zarr itself writes it."""
     memory = zarr.storage.MemoryStore()
     _create_array(memory, spec, shape=spec.shape)

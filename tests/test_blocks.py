@@ -61,6 +61,20 @@ def test_covering_patch_takes_one_pass_per_block(grid: Grid) -> None:
     assert all(len(covering.patches(covering.block(index).write)) == 1 for index in covering.indices())
 
 
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4))
+def test_blocks_are_numbered_in_the_order_in_which_they_are_listed(counts: list[int]) -> None:
+    axes = len(counts)
+    grid = Grid(
+        tuple(3 * n - 1 for n in counts), (3,) * axes, (9,) * axes, (1,) * axes, ((0, 0),) * axes, ((0, 0),) * axes
+    )
+    assert [grid.number(index) for index in grid.indices()] == list(range(grid.total))
+    assert [grid.index(number) for number in range(grid.total)] == list(grid.indices())
+    with pytest.raises(UsageError, match="no such block"):
+        grid.index(grid.total)
+    with pytest.raises(UsageError, match="no such block"):
+        grid.number(grid.counts)
+
+
 def test_region_rounds_out_to_blocks() -> None:
     grid = Grid((100, 100), (32, 32), (64, 64), (4, 4), ((8, 8),) * 2, ((0, 0),) * 2)
     assert list(grid.indices((slice(33, 65), slice(0, 1)))) == [(1, 0), (2, 0)]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from surveys import random_volume, write_bundle, write_survey
@@ -28,6 +31,7 @@ class Outcome:
 def geobatch(ray_cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """The command line in this process; it must not end the test session's cluster."""
     monkeypatch.setattr("geobatch.cluster.disconnect", lambda: None)
+    monkeypatch.setattr("geobatch.cli.WATCHED", ())
 
     def run(*arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["geobatch", *arguments])
@@ -168,3 +172,15 @@ def test_line_from_segy_to_segy_and_report_by_commands(geobatch: Any, s3: str, t
 
 def test_schema_is_json(geobatch: Any) -> None:
     assert json.loads(geobatch("schema").out)["oneOf"]
+
+
+def test_driver_that_dies_without_a_word_is_told_by_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("job: score")
+    command = [sys.executable, "-m", "geobatch.cli", "run", str(tmp_path / "job.yaml")]
+    parent = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (children := psutil.Process(parent.pid).children()):
+        time.sleep(0.01)
+    children[0].kill()
+    _, message = parent.communicate(timeout=60)
+    assert parent.returncode == 1
+    assert "driver ended without a word (SIGKILL)" in " ".join(message.split())

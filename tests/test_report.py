@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import AsyncIterator
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import zarr.storage
 from scipy import ndimage
@@ -149,21 +152,15 @@ class Fake:
         halos = {"halo": [[22, 22]] * 3, "reach": [[0, 0], [5, 5], [0, 0]]}
         chain = {"steps": [{"step": "fill", "method": "interpolate"}, {"step": "clip", "percentile": 99.5}]}
         plan = {"grid": {**grid, **halos}, "chunk": [16, 32, 32], "batch": 1, "device": "cpu", "chain": chain}
-        receipts = [
-            {
-                "block": "/".join(map(str, index)),
-                "voxels": 131072,
-                "valid": 130000,
-                "bytes_read": 900000,
-                "seconds": {"read": 0.11, "preprocess": 0.04, "predict": 1.31, "write": 0.06},
-                "shards": [{"key": "k", "size": 61000, "sha256": "c"}],
-            }
-            for index in np.ndindex(*counts)
-            if index not in self.dead
-        ]
+        blocks = [n for n, index in enumerate(np.ndindex(*counts)) if index not in self.dead]
+        figures = {"voxels": 131072, "valid": 130000, "bytes_read": 900000, "class_map.size": 61000}
+        seconds = {"read_s": 0.11, "preprocess_s": 0.04, "predict_s": 1.31, "write_s": 0.06}
+        columns = {key: [value] * len(blocks) for key, value in {**figures, **seconds}.items()}
+        receipts = pa.table({"block": blocks, **columns})
         letters = [
             {
                 "block": "/".join(map(str, index)),
+                "number": int(np.ravel_multi_index(index, counts)),
                 "region": {"inline": [1132, 1163], "crossline": [300, 426], "sample": [400, 652]},
                 "attempts": 3,
                 "error": "IntegrityError: amplitude/c/1/0/0: checksum differs",
@@ -172,8 +169,11 @@ class Fake:
             for index in self.dead
         ]
         run = {"name": "F3 faults", "seconds": 31.5, "voxels_per_s": 3.9e6, "replicas": 2, **self.run}
-        for key, value in {"plan": plan, "manifest": receipts, "dead_letters": letters, "run": run}.items():
+        for key, value in {"plan": plan, "dead_letters": letters, "run": run}.items():
             storage.put(f"{key}.json", json.dumps(value).encode())
+        sink = io.BytesIO()
+        pyarrow.parquet.write_table(receipts, sink)
+        storage.put("manifest.parquet", sink.getvalue())
 
 
 class Outline(HTMLParser):

@@ -27,6 +27,8 @@ from geobatch.errors import DataError, IncompleteError, MismatchError, UsageErro
 from geobatch.job import forecast, parse_job, run_job
 from geobatch.models.bundle import load_bundle
 from geobatch.preprocess import Chain
+from geobatch.score.receipts import MANIFEST, read_receipts
+from geobatch.score.run import repair
 from geobatch.score.spec import ScoreJob, ScorePlan
 from geobatch.shards import encode_shard
 from geobatch.storage import join_url, open_storage
@@ -129,15 +131,14 @@ def test_second_run_scores_nothing_and_changes_nothing(finished: str) -> None:
     summary = run_job(job)
     assert (summary["blocks"]["kept"], summary["blocks"]["scored"]) == (BLOCKS, 0)
     assert shard_bytes(job.output) == before
-    assert {key for key, _ in open_storage(job.output).list("_geobatch")} == {
-        f"_geobatch/{name}.json" for name in ("job", "plan", "scope", "run", "manifest", "dead_letters")
-    }
+    names = ("job.json", "plan.json", "scope.json", "run.json", "lease.json", "dead_letters.json", "manifest.parquet")
+    assert {key for key, _ in open_storage(job.output).list("_geobatch")} == {f"_geobatch/{name}" for name in names}
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_region_grows_and_keeps_what_was_scored(place: str) -> None:
     part = run_job(parse_job(job_at(place, region={"inline": [100, 110]})))
-    assert part["blocks"] == {"wanted": 4, "kept": 0, "scored": 4, "dead": 0, "adopted": 0}
+    assert part["blocks"] == {"wanted": 4, "kept": 0, "scored": 4, "dead": 0, "adopted": 0, "reduced": 0}
     assert open_survey(join_url(place, "scored")).attrs["geobatch"]["state"] == "complete"
     rest = run_job(parse_job(job_at(place, resources={"replicas": 2, "cpus": 0.5})))
     assert (rest["blocks"]["kept"], rest["blocks"]["scored"]) == (4, 8)
@@ -148,16 +149,16 @@ def test_shards_without_receipts_are_verified_and_adopted(finished: str) -> None
     job = parse_job(job_at(finished, output=copy_of(finished)))
     before = shard_bytes(job.output)
     storage = open_storage(job.output)
-    storage.delete("_geobatch/manifest.json")
+    storage.delete(MANIFEST)
     plan = ScorePlan.model_validate_json(storage.get("_geobatch/plan.json"))
     earlier = encode_shard(plan.arrays()[0], np.zeros((16, 32, 32), np.uint8))
     storage.put("class_map/c/0/0/0", earlier)
     summary = run_job(job)
-    assert (summary["blocks"]["scored"], summary["blocks"]["adopted"]) == (BLOCKS, 1)
+    assert (summary["blocks"]["scored"], summary["blocks"]["adopted"]) == (BLOCKS, BLOCKS)
+    assert summary["stage_seconds"]["predict"] == 0, "what is stored whole is not computed again"
     assert shard_bytes(job.output) == {**before, "class_map/c/0/0/0": earlier}, "who came first is kept"
-    manifest = json.loads(storage.get("_geobatch/manifest.json"))
-    (shard, _) = next(receipt["shards"] for receipt in manifest if receipt["block"] == "0/0/0")
-    assert shard["sha256"] == hashlib.sha256(earlier).hexdigest()
+    (first, *_) = read_receipts(storage.get(MANIFEST), MANIFEST).to_pylist()
+    assert (first["block"], first["class_map.sha256"]) == (0, hashlib.sha256(earlier).digest())
 
 
 def test_same_job_file_runs_on_s3_and_on_local_disk(finished: str, tmp_path: Path) -> None:
@@ -181,8 +182,7 @@ def test_lost_and_damaged_shards_are_found_and_one_bad_block_stops_nothing(finis
     assert part["blocks"]["scored"] == 0
     assert open_survey(job.output).attrs["geobatch"]["state"] == "incomplete", "a whole part is not the whole"
     assert len(json.loads(storage.get("_geobatch/dead_letters.json"))) == 1
-    storage.delete("class_map/c/1/0/0")
-    assert run_job(job)["blocks"]["scored"] == 1
+    assert repair(job.output)["blocks"]["scored"] == 1
     assert shard_bytes(job.output) == before
     assert open_survey(job.output).attrs["geobatch"]["state"] == "complete"
 

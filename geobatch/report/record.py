@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute
 
+from geobatch.errors import IntegrityError
+from geobatch.score.receipts import BATCHES, DEAD_LETTERS, MANIFEST, STAGES, block_numbers, read_receipts
 from geobatch.storage import Storage, open_storage
-from geobatch.survey import control_url
 
 NOT_SCORED, SCORED, PARTLY, FAILED = 0, 1, 2, 3
 
@@ -22,14 +25,14 @@ class RunRecord:
         job: the resolved job.
         plan: the plan.
         run: the summary of the last run.
-        receipts: one per block written.
+        receipts: one per block written, with the columns of `score.receipts.receipt_schema`.
         dead_letters: one per block that could not be scored.
     """
 
     job: dict[str, Any]
     plan: dict[str, Any]
     run: dict[str, Any]
-    receipts: list[dict[str, Any]]
+    receipts: pa.Table
     dead_letters: list[dict[str, Any]]
 
     @cached_property
@@ -57,13 +60,8 @@ class RunRecord:
             return None
         shape, shard = self.block_cells
         counts = [-(-cells // block) for cells, block in zip(shape, shard, strict=True)]
-        written = np.zeros(counts, dtype=bool)
-        failed = np.zeros(counts, dtype=bool)
-        for marks, entries in ((written, self.receipts), (failed, self.dead_letters)):
-            for entry in entries:
-                index = block_index(str(entry.get("block", "")))
-                if len(index) == len(counts) and all(i < count for i, count in zip(index, counts, strict=True)):
-                    marks[index] = True
+        written = _marked(self._blocks(), counts)
+        failed = _marked(np.array([letter.get("number", -1) for letter in self.dead_letters], np.int64), counts)
         state = np.full(written.shape[:2], NOT_SCORED, dtype=np.uint8)
         state[written.any(axis=2)] = PARTLY
         state[written.all(axis=2)] = SCORED
@@ -72,43 +70,58 @@ class RunRecord:
 
     def stage_seconds(self) -> dict[str, float]:
         """Seconds per stage, summed over the blocks."""
-        total: dict[str, float] = {}
-        for receipt in self.receipts:
-            for stage, seconds in dictionary(receipt.get("seconds")).items():
-                total[stage] = total.get(stage, 0.0) + float(seconds)
-        return total or {k: float(v) for k, v in dictionary(self.run.get("stage_seconds")).items()}
+        total = {stage: self.total(f"{stage}_s") for stage in STAGES}
+        found = {stage: float(seconds) for stage, seconds in total.items() if seconds is not None}
+        return found or {k: float(v) for k, v in dictionary(self.run.get("stage_seconds")).items()}
 
-    def total(self, key: str) -> int | None:
+    def total(self, column: str) -> Any:
         """The sum of one figure over the receipts; None where none holds it."""
-        found = [receipt[key] for receipt in self.receipts if isinstance(receipt.get(key), int)]
-        return sum(found) if found else None
+        if column not in self.receipts.column_names or not len(self.receipts):
+            return None
+        return pyarrow.compute.sum(self.receipts[column]).as_py()
 
     def bytes_stored(self) -> int | None:
         """Bytes of all objects written."""
-        sizes = [shard.get("size", 0) for receipt in self.receipts for shard in receipt.get("shards", [])]
-        return sum(sizes) if sizes else None
+        sizes = [self.total(name) for name in self.receipts.column_names if name.endswith(".size")]
+        return sum(size or 0 for size in sizes) or None
+
+    def _blocks(self) -> npt.NDArray[np.int64]:
+        return block_numbers(self.receipts) if len(self.receipts) else np.zeros(0, np.int64)
 
 
 def read_record(output_url: str) -> RunRecord:
     """The control state stored beside an output."""
-    storage = open_storage(control_url(output_url))
-    receipts = _list(_read(storage, "manifest.json"))
-    if not receipts:
-        batches = sorted(key for key, _ in storage.list("receipts"))
-        receipts = [receipt for key in batches for receipt in _list(_read(storage, key))]
+    storage = open_storage(output_url)
     return RunRecord(
-        job=dictionary(_read(storage, "job.json")),
-        plan=dictionary(_read(storage, "plan.json")),
-        run=dictionary(_read(storage, "run.json")),
-        receipts=receipts,
-        dead_letters=_list(_read(storage, "dead_letters.json")),
+        job=dictionary(_read(storage, "_geobatch/job.json")),
+        plan=dictionary(_read(storage, "_geobatch/plan.json")),
+        run=dictionary(_read(storage, "_geobatch/run.json")),
+        receipts=_receipts(storage),
+        dead_letters=_list(_read(storage, DEAD_LETTERS)),
     )
 
 
-def block_index(key: str) -> tuple[int, ...]:
-    """The index in a block's key, such as `0/3/1`; empty when it is none."""
-    parts = key.split("/")
-    return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else ()
+def _receipts(storage: Storage) -> pa.Table:
+    """The receipts of the manifest and of the batches not merged into it yet, one per block."""
+    keys = [key for key in (MANIFEST, *(key for key, _ in storage.list(BATCHES))) if storage.exists(key)]
+    tables = []
+    for key in keys:
+        try:
+            tables.append(read_receipts(storage.get(key), key))
+        except IntegrityError:
+            continue
+    if not tables:
+        return pa.table({"block": pa.array([], pa.int64())})
+    table = pa.concat_tables(tables, promote_options="default")
+    _, first = np.unique(block_numbers(table)[::-1], return_index=True)
+    return table.take(pa.array(len(table) - 1 - first))
+
+
+def _marked(numbers: npt.NDArray[np.int64], counts: list[int]) -> npt.NDArray[np.bool_]:
+    """A grid of blocks with these numbers marked; numbers outside it are left out."""
+    marks = np.zeros(int(np.prod(counts)), bool)
+    marks[numbers[(numbers >= 0) & (numbers < marks.size)]] = True
+    return marks.reshape(counts)
 
 
 def _read(storage: Storage, key: str) -> Any:

@@ -1,17 +1,18 @@
-"""The Serve application of a run: replicas that receive block coordinates and return receipts. No voxel crosses Ray."""
+"""The Serve application of a run: replicas that receive block numbers and return receipts. No voxel crosses Ray."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
+import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -20,35 +21,72 @@ from ray.serve.exceptions import RayServeException
 
 from geobatch import cluster
 from geobatch.errors import GeobatchError, StorageError, TransientError, UsageError
+from geobatch.score.dispatch import Answer
 from geobatch.score.spec import ScorePlan, ScoreResources
-from geobatch.score.worker import BlockScorer
-from geobatch.shards import Index
+from geobatch.score.worker import BlockScorer, Task
 from geobatch.storage import TRANSIENT
 
 REQUESTS_PER_REPLICA = 2
 START_TIMEOUT_S = 300
+GROWTH_TIMEOUT_S = 1800
+HEARTBEAT_S = 5.0
+ABANDONED_S = 30.0
+WINDOW_AGE_S = 2.0
 
 
 class Replica:
-    """One replica: a `BlockScorer` and the single thread it computes in.
+    """One replica: a `BlockScorer`, whose stages run in a thread each.
 
-    The event loop stays free to answer health checks while a block is on the device.
+    The event loop stays free to answer health checks while a block is on the device. With `overlap` the next block is
+    read while one is computed and the last is written; without, one block is finished before the next begins.
     """
 
-    def __init__(self, plan: str, output_url: str) -> None:
+    def __init__(self, plan: str, output_url: str, overlap: bool) -> None:
         self._scorer = BlockScorer(ScorePlan.model_validate_json(plan), output_url)
         self._scorer.load()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="block")
+        compute = ThreadPoolExecutor(1, thread_name_prefix="predict")
+        self._compute = compute
+        self._read = ThreadPoolExecutor(1, thread_name_prefix="read") if overlap else compute
+        self._write = ThreadPoolExecutor(1, thread_name_prefix="write") if overlap else compute
+        # Blocks in memory at once: one read ahead, one on the device, one on its way out.
+        self._room = asyncio.Semaphore(3 if overlap else 1)
 
-    async def score(self, index: Index) -> dict[str, Any]:
-        """The receipt of a block as `{"receipt": …}`, or `{"failure": …}` with its class and traceback."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._score, index)
+    async def score(self, tasks: Sequence[Task]) -> list[Answer]:
+        """Per task its receipt, or a failure with its class and traceback."""
+        return await asyncio.gather(*(self._one(task) for task in tasks))
 
-    def _score(self, index: Index) -> dict[str, Any]:
-        try:
-            return {"receipt": self._scorer.score_block(tuple(index)).model_dump(mode="json")}
-        except Exception as error:
-            return {"failure": describe_failure(error)}
+    async def _one(self, task: Task) -> Answer:
+        run = asyncio.get_running_loop().run_in_executor
+        async with self._room:
+            try:
+                adopted = await run(self._read, self._scorer.adopt, task)
+                if adopted:
+                    return adopted
+                fetched = await run(self._read, self._scorer.read, task)
+                predicted = await run(self._compute, self._scorer.predict, fetched)
+                return await run(self._write, self._scorer.write, predicted)
+            except Exception as error:
+                return describe_failure(error)
+
+
+class Warden:
+    """Removes a run's application when its driver is gone. Detached, since what a driver owns dies with it."""
+
+    def __init__(self, application: str, abandoned_s: float) -> None:
+        self._application, self._abandoned_s = application, abandoned_s
+        self._heard = time.monotonic()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def beat(self) -> None:
+        """The driver lives."""
+        self._heard = time.monotonic()
+
+    def _watch(self) -> None:
+        while time.monotonic() - self._heard < self._abandoned_s:
+            time.sleep(1.0)
+        with contextlib.suppress(Exception):
+            serve.delete(self._application)
+        ray.kill(ray.get_runtime_context().current_actor)
 
 
 def describe_failure(error: Exception) -> dict[str, Any]:
@@ -66,19 +104,48 @@ def describe_failure(error: Exception) -> dict[str, Any]:
     return {"kind": kind, "error": f"{type(error).__name__}: {message}", "traceback": traceback.format_exc()}
 
 
-@contextmanager
-def deployed(
-    plan: ScorePlan, output_url: str, resources: ScoreResources
-) -> Iterator[Callable[[Index], dict[str, Any]]]:
-    """A context in which a pool of replicas of its full size runs, and a blocking call that scores one block.
+@dataclass
+class Pool:
+    """The replicas of a run, as its driver sees them."""
 
-    Each run has an application of its own, named by its output, so that one left by a driver that died is found and
-    removed by the next run of the same output.
+    application: str
+    handle: Any
+    replicas: int
+    _asked: float = 0.0
+
+    def score(self, tasks: Sequence[Task]) -> list[Answer]:
+        """The answers of one replica, in order; raises TransientError when it was lost on the way."""
+        try:
+            answers: list[Answer] = self.handle.score.remote(list(tasks)).result()
+        except (ray.exceptions.RayError, RayServeException) as error:
+            raise TransientError(
+                "replica was lost", where=f"block {tasks[0].block}", measured=type(error).__name__
+            ) from error
+        return answers
+
+    def window(self) -> int:
+        """Requests that the replicas running now can take."""
+        if time.monotonic() - self._asked > WINDOW_AGE_S:
+            with contextlib.suppress(ray.exceptions.RayError, RayServeException):
+                self.replicas = _running(self.application)
+            self._asked = time.monotonic()
+        return max(self.replicas, 1) * REQUESTS_PER_REPLICA
+
+
+@contextlib.contextmanager
+def deployed(
+    plan: ScorePlan, output_url: str, resources: ScoreResources, replica: type[Any] = Replica
+) -> Iterator[Pool]:
+    """A context in which a pool of replicas runs, started at its full size.
+
+    Each run has an application of its own, named by its output. A warden on the cluster removes it when the driver is
+    gone, and the next run of the same output does too.
 
     Args:
         plan: The plan every replica works by.
         output_url: Where shards go.
         resources: Replicas and what each reserves.
+        replica: What a replica is, made as `Replica` and with its `score`.
 
     Raises:
         UsageError: the cluster cannot hold the replicas.
@@ -90,54 +157,108 @@ def deployed(
     for stale in [name for name in serve.status().applications if name.startswith(family)]:
         serve.delete(stale)
     application = f"{family}-{uuid.uuid4().hex[:8]}"
-    options: dict[str, Any] = {"num_cpus": resources.cpus, "runtime_env": {"env_vars": cluster.WORKER_ENVIRONMENT}}
-    if resources.gpus:
-        options["num_gpus"] = resources.gpus
-    deployment = serve.deployment(
-        Replica,
-        name="replica",
-        num_replicas=resources.replicas,
-        max_ongoing_requests=REQUESTS_PER_REPLICA,
-        ray_actor_options=options,
-        health_check_period_s=5,
-        graceful_shutdown_timeout_s=5,
-        graceful_shutdown_wait_loop_s=0.2,
-    )
     target = serve.RunTarget(
-        target=deployment.bind(plan.model_dump_json(), output_url),
+        target=_deployment(resources, replica).bind(plan.model_dump_json(), output_url, resources.overlaps),
         name=application,
         route_prefix=None,
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
+    with _watched(application):
+        try:
+            (handle,) = serve.run_many([target], wait_for_applications_running=False)
+            _wait_until_running(application, resources)
+            yield Pool(application, handle, resources.most)
+        finally:
+            serve.delete(application)
+
+
+def _deployment(resources: ScoreResources, replica: type[Any]) -> Any:
+    options: dict[str, Any] = {"num_cpus": resources.cpus, "runtime_env": {"env_vars": cluster.WORKER_ENVIRONMENT}}
+    if resources.gpus:
+        options["num_gpus"] = resources.gpus
+    size: dict[str, Any] = {"num_replicas": resources.most}
+    if resources.least < resources.most:
+        size = {
+            "autoscaling_config": {
+                "min_replicas": resources.least,
+                "initial_replicas": resources.most,
+                "max_replicas": resources.most,
+                # The window keeps two requests with every replica while there is work: below its size the pool grows.
+                "target_ongoing_requests": 1.5,
+                "upscale_delay_s": 5,
+                "downscale_delay_s": 30,
+            }
+        }
+    return serve.deployment(
+        replica,
+        name="replica",
+        max_ongoing_requests=REQUESTS_PER_REPLICA,
+        ray_actor_options=options,
+        health_check_period_s=5,
+        # A node that drains gets its blocks back this soon; what a replica was about to write is adopted or redone.
+        graceful_shutdown_timeout_s=4,
+        graceful_shutdown_wait_loop_s=0.2,
+        **size,
+    )
+
+
+@contextlib.contextmanager
+def _watched(application: str) -> Iterator[None]:
+    """A context in which a detached actor hears that this process lives, and cleans up when it does not."""
+    actor = ray.remote(num_cpus=0)(Warden)
+    options = {"name": f"warden-{application}", "namespace": "geobatch", "lifetime": "detached"}
+    warden = actor.options(**options).remote(application, ABANDONED_S)
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(HEARTBEAT_S):
+            warden.beat.remote()
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
     try:
-        (handle,) = serve.run_many([target], wait_for_applications_running=False)
-        _wait_until_running(application, resources)
-        yield partial(_score_one, handle)
+        yield
     finally:
-        serve.delete(application)
+        ended.set()
+        thread.join()
+        ray.kill(warden)
 
 
-def _score_one(handle: Any, index: Index) -> dict[str, Any]:
-    """The answer of a replica; raises TransientError when it was lost on the way."""
-    try:
-        answer: dict[str, Any] = handle.score.remote(index).result()
-    except (ray.exceptions.RayError, RayServeException) as error:
-        raise TransientError("replica was lost", where=f"block {index}", measured=type(error).__name__) from error
-    return answer
+def _running(application: str) -> int:
+    """Replicas that take requests now."""
+    status = serve.status().applications.get(application)
+    if status is None:
+        raise TransientError(
+            "the replicas of this run were removed",
+            where=application,
+            remedy="Run the job again; what is done is kept.",
+        )
+    deployment = status.deployments.get("replica")
+    return deployment.replica_states.get("RUNNING", 0) if deployment else 0
 
 
 def _wait_until_running(application: str, resources: ScoreResources) -> None:
-    """Return when every replica runs; raise UsageError when they do not come up."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while (status := serve.status().applications[application]).status != "RUNNING":
+    """Return when enough replicas run; raise UsageError when they do not come up."""
+    timeout_s = GROWTH_TIMEOUT_S if cluster.may_grow() else START_TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
+    while _running(application) < resources.least:
+        status = serve.status().applications[application]
         if status.status == "DEPLOY_FAILED" or time.monotonic() > deadline:
             raise UsageError(
                 "replicas did not start",
-                measured=f"{status.status} {status.message}".strip(),
-                limit=f"{_asked(resources)} within {START_TIMEOUT_S} s",
+                measured=_told(status),
+                limit=f"{_asked(resources)} within {timeout_s} s",
                 remedy="Lower resources in the job, or use a larger cluster.",
             )
         time.sleep(0.2)
+
+
+def _told(status: Any) -> str:
+    """What Serve says of an application, in one line; of a failed replica the end of its traceback."""
+    deployment = status.deployments.get("replica")
+    message = (deployment.message if deployment else "") or status.message
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return f"{status.status}: {lines[-1] if lines else 'no reason given'}"
 
 
 def _require_room(resources: ScoreResources) -> None:
@@ -145,7 +266,7 @@ def _require_room(resources: ScoreResources) -> None:
     if cluster.may_grow():
         return
     offered = ray.cluster_resources()
-    asked = {"CPU": resources.cpus * resources.replicas, "GPU": resources.gpus * resources.replicas}
+    asked = {"CPU": resources.cpus * resources.least, "GPU": resources.gpus * resources.least}
     if any(amount > offered.get(name, 0) for name, amount in asked.items()):
         raise UsageError(
             "the cluster cannot hold the replicas",
@@ -157,4 +278,4 @@ def _require_room(resources: ScoreResources) -> None:
 
 def _asked(resources: ScoreResources) -> str:
     each = f"{resources.cpus:g} CPU" + (f" and {resources.gpus:g} GPU" if resources.gpus else "")
-    return f"{resources.replicas} replicas of {each}"
+    return f"{resources.least} replicas of {each}"

@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import xarray as xr
 
-from geobatch.errors import NotFoundError, UsageError
+from geobatch.errors import LeaseError, UsageError
 from geobatch.score.dispatch import Tally
+from geobatch.score.lease import Control
 from geobatch.score.planning import PLAN, Inputs
-from geobatch.score.receipts import DEAD_LETTERS, DeadLetter, Ledger, Receipt
+from geobatch.score.receipts import DEAD_LETTERS, DeadLetter, Ledger, Numbers, block_numbers
 from geobatch.score.spec import ScorePlan
-from geobatch.shards import ArraySpec, Index, create_arrays, finish_group
-from geobatch.storage import Storage, open_storage
-from geobatch.survey import COMPLETE, SCHEMA, control_url
+from geobatch.shards import ArraySpec, create_arrays, group_metadata
+from geobatch.storage import open_storage
+from geobatch.survey import COMPLETE, SCHEMA
 
-JOB = "job.json"
-SCOPE = "scope.json"
-SUMMARY = "run.json"
+GROUP = "zarr.json"
+JOB = "_geobatch/job.json"
+SCOPE = "_geobatch/scope.json"
+SUMMARY = "_geobatch/run.json"
 INCOMPLETE = "incomplete"
 WRITING = "writing"
 _INHERITED = ("domain", "sample_interval", "sample_unit", "crs", "bin_grid", "attribution", "quantity")
 
-Box = list[list[int]]
+
+@dataclass(frozen=True)
+class Stored:
+    """What is stored of an output, by one listing of each array.
+
+    Attributes:
+        whole: Per block number, whether all its shards have the size that its receipt says. bool.
+        present: Per block number, whether all its shards are there, of whatever size. bool.
+    """
+
+    whole: npt.NDArray[np.bool_]
+    present: npt.NDArray[np.bool_]
 
 
 class ScoredOutput:
@@ -36,41 +49,53 @@ class ScoredOutput:
         inputs: The run's inputs.
         plan: The run's plan.
         volume: The cropped survey, whose axes the output has.
+        control: The output's control state, its lease held.
     """
 
-    def __init__(self, inputs: Inputs, plan: ScorePlan, volume: xr.DataArray) -> None:
-        self.job, self.info, self.plan = inputs.job, inputs.info, plan
-        self.storage: Storage = open_storage(inputs.job.output)
-        self.control: Storage = open_storage(control_url(inputs.job.output))
-        self.begun = inputs.stored is not None
+    def __init__(self, inputs: Inputs, plan: ScorePlan, volume: xr.DataArray, control: Control) -> None:
+        self.job, self.info, self.plan, self.control = inputs.job, inputs.info, plan, control
         coordinates, self.values = _coordinate_arrays(volume, plan)
         self.specs = [*plan.arrays(), *coordinates]
+        self.begun = inputs.stored is not None
+        self._asked = np.zeros(plan.grid.total, bool)
 
-    def begin(self, wanted: Sequence[Index]) -> None:
+    def begin(self, wanted: Numbers) -> None:
         """Store plan, job and scope, and create the arrays, before any block is written.
 
         The plan is the first write: a run that ends right after it is continued by the next one.
 
         Raises:
-            UsageError: something else is there, or another run began just now.
+            LeaseError: another run began this output just now.
         """
         if not self.begun:
-            self._require_empty()
-            if not self.control.put_if_absent(PLAN, self.plan.model_dump_json(indent=2).encode()):
-                raise UsageError(
-                    "another run began this output just now", where=self.job.output, remedy="Run the job again."
-                )
-        self.control.put(JOB, _json(self.job.model_dump(mode="json")))
-        box = [[min(axis), max(axis) + 1] for axis in zip(*wanted, strict=True)]
-        self.control.put(SCOPE, _json([*(known for known in self._scope() if known != box), box]))
-        if not self.storage.exists("zarr.json"):
+            self._store_plan()
+        self.control.get(JOB)
+        self.control.put_json(JOB, self.job.model_dump(mode="json"))
+        for first, stop in self.control.get_json(SCOPE) or []:
+            self._asked[first:stop] = True
+        self._asked[wanted] = True
+        self.control.put_json(SCOPE, _runs(self._asked))
+        if self.control.get(GROUP) is None:
             create_arrays(self.job.output, self.specs, self.values)
         self._write_group(WRITING)
 
-    def stored_whole(self, receipts: Iterable[Receipt]) -> set[str]:
-        """Keys of the blocks whose shards are all stored at the size their receipts say: one listing per array."""
-        sizes = {key: size for spec in self.plan.arrays() for key, size in self.storage.list(f"{spec.name}/c")}
-        return {r.block for r in receipts if all(sizes.get(shard.key) == shard.size for shard in r.shards)}
+    def stored(self, receipts: pa.Table) -> Stored:
+        """What is stored, compared with what the receipts say."""
+        grid, blocks = self.plan.grid, block_numbers(receipts)
+        whole = np.zeros(grid.total, bool)
+        whole[blocks] = True
+        present = np.ones(grid.total, bool)
+        for spec in self.plan.arrays():
+            sizes = np.full(grid.total, -1, np.int64)
+            skipped = len(spec.dims) - len(grid.shape)
+            for key, size in self.control.storage.list(f"{spec.name}/c"):
+                index = tuple(map(int, key.split("/")[2 + skipped :]))
+                sizes[grid.number(index)] = size
+            expected = np.full(grid.total, -2, np.int64)
+            expected[blocks] = receipts[f"{spec.name}.size"].to_numpy()
+            whole &= sizes == expected
+            present &= sizes >= 0
+        return Stored(whole, present)
 
     def finish(self, ledger: Ledger, tally: Tally, summary: dict[str, Any]) -> None:
         """Store manifest, dead letters and summary, and mark the output complete or incomplete: its last write.
@@ -78,39 +103,25 @@ class ScoredOutput:
         It is complete when every block that any run of it was asked for has its receipt.
         """
         ledger.write_manifest()
-        letters = {letter.block: letter for letter in [*self._dead_letters(), *tally.dead]}
-        dead = [letter for block, letter in letters.items() if block not in ledger.receipts]
-        self.control.put(DEAD_LETTERS, _json([letter.model_dump(mode="json") for letter in dead]))
-        self.control.put(SUMMARY, _json(summary))
-        asked = (
-            "/".join(map(str, index))
-            for box in self._scope()
-            for index in itertools.product(*(range(first, stop) for first, stop in box))
-        )
-        self._write_group(COMPLETE if all(block in ledger.receipts for block in asked) else INCOMPLETE)
+        letters = {letter.number: letter for letter in [*self.dead_letters(), *tally.dead]}
+        dead = [letter for number, letter in letters.items() if not ledger.written[number]]
+        self.control.put_json(DEAD_LETTERS, [letter.model_dump(mode="json") for letter in dead])
+        self.control.get(SUMMARY)
+        self.control.put_json(SUMMARY, summary)
+        self._write_group(COMPLETE if ledger.written[self._asked].all() else INCOMPLETE)
 
-    def _require_empty(self) -> None:
-        """Refuse a place that holds a survey, or shards whose plan is gone."""
-        strangers = self.storage.exists("zarr.json") or next(self.storage.list("class_map"), None) is not None
-        if strangers:
-            raise UsageError(
-                "output exists and is no scoring run of this job",
-                where=self.job.output,
-                remedy="Give another output; nothing was changed.",
-            )
+    def dead_letters(self) -> list[DeadLetter]:
+        """The blocks that earlier runs could not score."""
+        return [DeadLetter.model_validate(document) for document in self.control.get_json(DEAD_LETTERS) or []]
 
-    def _scope(self) -> list[Box]:
-        return self._read(SCOPE)
+    def repair_metadata(self) -> None:
+        """Write the metadata of the arrays again, and the small arrays, which are in memory."""
+        create_arrays(self.job.output, self.specs, self.values)
 
-    def _dead_letters(self) -> list[DeadLetter]:
-        return [DeadLetter.model_validate(document) for document in self._read(DEAD_LETTERS)]
-
-    def _read(self, name: str) -> list[Any]:
-        try:
-            found: list[Any] = json.loads(self.control.get(name))
-        except NotFoundError:
-            return []
-        return found
+    def _store_plan(self) -> None:
+        if self.control.get(PLAN) is not None:
+            raise LeaseError("another run began this output just now", where=self.job.output, remedy="Run it again.")
+        self.control.put(PLAN, self.plan.model_dump_json(indent=2).encode())
 
     def _write_group(self, state: str) -> None:
         description = {
@@ -123,9 +134,32 @@ class ScoredOutput:
             "bundle": self.job.bundle,
             "bundle_hash": self.plan.bundle_hash,
             "plan_hash": self.plan.hash,
+            "fence": self.control.fence,
             **{key: self.info[key] for key in _INHERITED if key in self.info},
         }
-        finish_group(self.job.output, self.specs, {"geobatch": description})
+        self.control.put(GROUP, group_metadata(self.specs, {"geobatch": description}))
+
+
+def require_ours(inputs: Inputs) -> None:
+    """Refuse a place that holds a survey, or shards whose plan is gone.
+
+    Raises:
+        UsageError: nothing of it was changed.
+    """
+    storage = open_storage(inputs.job.output)
+    if inputs.stored is None and (storage.exists(GROUP) or next(storage.list("class_map"), None) is not None):
+        raise UsageError(
+            "output exists and is no scoring run of this job",
+            where=inputs.job.output,
+            remedy="Give another output; nothing was changed.",
+        )
+
+
+def _runs(marks: npt.NDArray[np.bool_]) -> list[list[int]]:
+    """The marked numbers as `[first, stop)` pairs."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], marks.astype(np.int8), [0]])))
+    pairs: list[list[int]] = edges.reshape(-1, 2).tolist()
+    return pairs
 
 
 def _coordinate_arrays(volume: xr.DataArray, plan: ScorePlan) -> tuple[list[ArraySpec], dict[str, Any]]:
@@ -142,7 +176,3 @@ def _coordinate_arrays(volume: xr.DataArray, plan: ScorePlan) -> tuple[list[Arra
         specs.append(ArraySpec.small("class", ("class",), classes, flag_meanings=names))
         values["class"] = classes
     return specs, values
-
-
-def _json(document: Any) -> bytes:
-    return json.dumps(document, indent=2).encode()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 from geobatch import cluster
@@ -18,11 +19,10 @@ from geobatch.plan import activation_bytes_per_cell, choose_patch, free_memory_b
 from geobatch.preprocess import Chain, Crop
 from geobatch.score.match import describe_data, prepared_quantiles, require_right_data
 from geobatch.score.spec import ScoreJob, ScorePlan
-from geobatch.shards import Index, Region
+from geobatch.shards import Region
 from geobatch.storage import absolute_url, open_storage
 from geobatch.survey import (
     VOLUME_AXES,
-    control_url,
     open_survey,
     require_complete,
     require_every_shard,
@@ -30,7 +30,7 @@ from geobatch.survey import (
     valid_volume,
 )
 
-PLAN = "plan.json"
+PLAN = "_geobatch/plan.json"
 
 
 @dataclass
@@ -89,7 +89,7 @@ def make_plan(inputs: Inputs) -> ScorePlan:
     if stored is not None:
         chain = stored.chain
     elif job.statistics == "survey":
-        cluster.connect(cpus=math.ceil(job.resources.cpus * job.resources.replicas))
+        cluster.connect(cpus=math.ceil(job.resources.cpus * job.resources.most))
         chain = chain.fit(inputs.volume)
     plan = ScorePlan(
         survey=job.survey,
@@ -122,9 +122,9 @@ def make_plan(inputs: Inputs) -> ScorePlan:
     return plan
 
 
-def wanted_blocks(grid: Grid, cropped: xr.DataArray, job: ScoreJob) -> list[Index]:
-    """The blocks that touch the job's region."""
-    return list(grid.indices(_region_cells(cropped, job)))
+def wanted_blocks(grid: Grid, cropped: xr.DataArray, job: ScoreJob) -> npt.NDArray[np.int64]:
+    """The numbers of the blocks that touch the job's region, sorted."""
+    return np.array([grid.number(index) for index in grid.indices(_region_cells(cropped, job))], np.int64)
 
 
 def forecast_score(job: ScoreJob) -> dict[str, Any]:
@@ -137,14 +137,14 @@ def forecast_score(job: ScoreJob) -> dict[str, Any]:
     memory = project_memory(grid, batch, _activation_bytes(inputs.bundle), _output_bytes(job, inputs.bundle))
     return {
         "blocks": len(wanted),
-        "voxels": sum(math.prod(c.stop - c.start for c in grid.block(index).write) for index in wanted),
+        "voxels": sum(math.prod(c.stop - c.start for c in grid.block(grid.index(int(n))).write) for n in wanted),
         "redundancy": round(grid.redundancy(), 3),
         "grid": dataclasses.asdict(grid),
         "batch": batch,
         "survey_bytes": math.prod(grid.shape) * 4,
         "output_bytes_before_compression": math.prod(grid.shape) * _output_bytes(job, inputs.bundle),
         "memory_per_replica": {"projected_gib": round(memory.total / 2**30, 3), "by_cause": str(memory)},
-        "replicas": job.resources.replicas,
+        "replicas": job.resources.most,
         "resumes": inputs.stored is not None,
         "warnings": inputs.warnings,
     }
@@ -168,7 +168,7 @@ def _draw_grid(inputs: Inputs, chain: Chain) -> tuple[Grid, tuple[int, ...]]:
     batch = job.batch or (stored.batch if stored else 1)
     figures = (batch, _activation_bytes(inputs.bundle), _output_bytes(job, inputs.bundle))
     given_gib = job.resources.memory_gib
-    limit = int(given_gib * 2**30) if given_gib else free_memory_bytes(job.resources.replicas)
+    limit = int(given_gib * 2**30) if given_gib else free_memory_bytes(job.resources.most)
     if patch is None:
         patch = choose_patch(shape, shard, reach.stride, reach.halo, around, *figures, limit_bytes=limit)
     grid = Grid(shape, shard, tuple(patch), reach.stride, reach.halo, around)
@@ -207,7 +207,7 @@ def _region_cells(cropped: xr.DataArray, job: ScoreJob) -> Region:
 
 
 def _stored_plan(output_url: str) -> ScorePlan | None:
-    control = open_storage(control_url(output_url))
+    control = open_storage(output_url)
     if not control.exists(PLAN):
         return None
     try:

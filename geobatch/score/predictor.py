@@ -14,9 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from geobatch.blocks import Patch
+from geobatch.blocks import Patch, Region
 from geobatch.errors import DataError
-from geobatch.shards import Region
 
 Probabilities = Literal["none", "uint8", "float32"]
 INVALID = 255

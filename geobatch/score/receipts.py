@@ -1,72 +1,82 @@
-"""Receipts: which blocks are written, proven by the checksum of every shard, kept as objects beside the output."""
+"""Receipts: which blocks are written, proven by the checksum of every shard, kept as Parquet objects beside the output.
+
+A receipt is about 120 bytes in memory and less when stored, so that a million blocks are one object of some 80 MB.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet
 from pydantic import BaseModel, ConfigDict
 
 from geobatch.errors import IntegrityError, TransientError
-from geobatch.storage import Storage, open_storage
-from geobatch.survey import control_url
+from geobatch.score.lease import Control
+from geobatch.score.spec import ScorePlan
+from geobatch.shards import ArraySpec
 
 FLUSH_INTERVAL_S = 5.0
-FLUSH_COUNT = 1000
-MANIFEST = "manifest.json"
-BATCHES = "receipts"
-DEAD_LETTERS = "dead_letters.json"
+FLUSH_COUNT = 20_000
+MANIFEST = "_geobatch/manifest.parquet"
+BATCHES = "_geobatch/receipts"
+DEAD_LETTERS = "_geobatch/dead_letters.json"
+STAGES = ("read", "preprocess", "predict", "write")
+SHA256_BYTES = 32
+
+Numbers = npt.NDArray[np.int64]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+@dataclass(frozen=True, slots=True)
+class ShardReceipt:
+    """One stored object: its size in bytes and the SHA-256 of its bytes."""
 
-
-class ShardReceipt(_Frozen):
-    """One stored object: its key under the output, its size in bytes and the SHA-256 of its bytes."""
-
-    key: str
     size: int
-    sha256: str
+    sha256: bytes
 
 
-class Receipt(_Frozen):
+@dataclass(frozen=True, slots=True)
+class Receipt:
     """Proof that a block was written.
 
     Attributes:
-        block: The block's key, such as `0/3/1`.
-        plan: Hash of the plan.
-        bundle: Hash of the bundle.
-        shards: What was stored.
+        block: The block's number.
+        shards: What was stored, one per output array in the plan's order.
         voxels: Voxels written.
         valid: Of those, voxels whose input was valid.
         adopted: An earlier worker had stored the shards; they were verified and kept.
-        seconds: Time per stage: read, preprocess, predict, write.
+        reduction: How often batch and patch were reduced for want of memory.
+        seconds: Time per stage, as in `STAGES`.
         bytes_read: Bytes of prepared input held, before compression.
         worker: Who wrote it.
     """
 
-    block: str
-    plan: str
-    bundle: str
+    block: int
     shards: tuple[ShardReceipt, ...]
     voxels: int
     valid: int
     adopted: bool
-    seconds: dict[str, float]
+    reduction: int
+    seconds: tuple[float, ...]
     bytes_read: int
     worker: str
 
 
-class DeadLetter(_Frozen):
+class DeadLetter(BaseModel):
     """A block that could not be scored, and why."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     block: str
+    number: int
     region: dict[str, tuple[float, float]]
     attempts: int
     error: str
@@ -76,48 +86,39 @@ class DeadLetter(_Frozen):
 class Ledger:
     """The receipts of one output. Recorded only after their shards are durable, flushed at least every 5 s.
 
-    Batches have unique names, so that no writer ever replaces another's.
+    Batches have names of their own that carry the fencing number; of two receipts for a block the one with the higher
+    number counts, and of two with the same the later.
+
+    Attributes:
+        written: Per block number, whether it has a receipt. bool.
     """
 
-    def __init__(self, output_url: str, plan_hash: str) -> None:
-        self.storage: Storage = open_storage(control_url(output_url))
-        self.plan_hash = plan_hash
-        self.receipts: dict[str, Receipt] = {}
+    def __init__(self, control: Control, plan: ScorePlan) -> None:
+        self.control = control
+        self.plan_hash = plan.hash
+        self.arrays = plan.arrays()
+        self.schema = receipt_schema(self.arrays, plan.hash)
+        self.written: npt.NDArray[np.bool_] = np.zeros(plan.grid.total, bool)
         self._pending: list[Receipt] = []
-        self._forgotten: set[str] = set()
+        self._sequence = 0
         self._flushed_at = time.monotonic()
         self._lock = threading.Lock()
 
-    def load(self) -> dict[str, Receipt]:
-        """Every receipt stored so far, by block key.
+    def load(self) -> pa.Table:
+        """Take up every receipt stored so far; the newest of each block, sorted by block.
 
         Raises:
-            IntegrityError: a batch does not read, or belongs to another plan.
+            IntegrityError: an object does not read, or belongs to another plan.
         """
-        self._read_stored()
-        return self.receipts
-
-    def _read_stored(self) -> list[str]:
-        """Take up the receipts of the manifest and of every batch; the objects they were read from."""
-        stored = [MANIFEST] if self.storage.exists(MANIFEST) else []
-        stored += [key for key, _ in self.storage.list(BATCHES)]
-        for key in stored:
-            for receipt in _read_batch(self.storage, key):
-                if receipt.plan != self.plan_hash:
-                    raise IntegrityError(
-                        "receipt belongs to another plan",
-                        where=f"{self.storage.url}/{key}",
-                        measured=receipt.plan,
-                        limit=self.plan_hash,
-                    )
-                if receipt.block not in self._forgotten:
-                    self.receipts[receipt.block] = receipt
-        return stored
+        table = self._merged(self._stored_keys())
+        self.written[:] = False
+        self.written[block_numbers(table)] = True
+        return table
 
     def add(self, receipt: Receipt) -> None:
         """Record a block, and flush when the batch is old or long enough."""
         with self._lock:
-            self.receipts[receipt.block] = receipt
+            self.written[receipt.block] = True
             self._pending.append(receipt)
         self.flush_if_due()
 
@@ -130,44 +131,127 @@ class Ledger:
                 self.flush()
 
     def flush(self) -> None:
-        """Store the receipts not stored yet as one object."""
+        """Store the receipts not stored yet as one object.
+
+        Raises:
+            LeaseError: another run has taken over.
+        """
         with self._lock:
             self._flushed_at = time.monotonic()
+            self.control.require()
             if self._pending:
-                name = f"{BATCHES}/{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
-                self.storage.put(name, _batch_bytes(self._pending))
+                table = self._table(self._pending)
+                self._sequence += 1
+                name = f"{BATCHES}/{self.control.fence:08d}-{self._sequence:06d}-{uuid.uuid4().hex[:8]}.parquet"
+                self.control.put_new(name, _parquet(table))
                 self._pending = []
 
-    def write_manifest(self) -> None:
-        """Store all receipts as the one object that a completed output carries, and drop the batches it holds.
+    def forget(self, blocks: Numbers) -> None:
+        """Take receipts back: what they prove is not so any more, or is about to be replaced."""
+        self.written[blocks] = False
 
-        What another run recorded meanwhile is read again first, so that it is neither lost nor dropped.
+    def write_manifest(self) -> pa.Table:
+        """Store all receipts as the one object that a completed output carries, drop the batches, return them.
+
+        What was stored meanwhile by a run that lost its lease is read again first, so that it is not dropped unread.
+        Receipts taken back by `forget` stay out.
         """
         self.flush()
-        ours = dict(self.receipts)
-        merged = self._read_stored()
-        self.receipts = {**self.receipts, **ours}
-        self.storage.put(MANIFEST, _batch_bytes(self.receipts[k] for k in sorted(self.receipts)))
-        for key in merged:
+        keys = self._stored_keys()
+        table = self._merged(keys)
+        table = table.filter(pa.array(self.written[block_numbers(table)]))
+        self.control.put(MANIFEST, _parquet(table))
+        for key in keys:
             if key != MANIFEST:
-                self.storage.delete(key)
+                self.control.delete(key)
+        return table
 
-    def keep_only(self, blocks: set[str]) -> None:
-        """Forget receipts of other blocks: their shards are gone or of another size."""
-        forgotten = set(self.receipts) - blocks
-        self.receipts = {block: receipt for block, receipt in self.receipts.items() if block in blocks}
-        self._forgotten = forgotten
+    def _stored_keys(self) -> list[str]:
+        manifest = [MANIFEST] if self.control.storage.exists(MANIFEST) else []
+        return manifest + [key for key, _ in self.control.storage.list(BATCHES)]
+
+    def _merged(self, keys: Sequence[str]) -> pa.Table:
+        """The newest receipt of each block in these objects, sorted by block."""
+        tables = [self._read(key) for key in keys]
+        table = pa.concat_tables([self.schema.empty_table(), *tables]).combine_chunks()
+        # Stable, so that of equals the last in reading order, the latest batch, wins.
+        order = np.lexsort((np.arange(len(table)), table["fence"].to_numpy(), block_numbers(table)))
+        blocks = block_numbers(table)[order]
+        newest = np.append(blocks[1:] != blocks[:-1], True) if len(blocks) else np.zeros(0, bool)
+        return table.take(pa.array(order[newest]))
+
+    def _read(self, key: str) -> pa.Table:
+        where = f"{self.control.url}/{key}"
+        body = self.control.get(key)
+        if body is None:
+            # A run that holds the lease no more may have merged it just now.
+            return self.schema.empty_table()
+        table = read_receipts(body, where)
+        if table.schema.metadata != self.schema.metadata:
+            raise IntegrityError(
+                "receipts belong to another plan",
+                where=where,
+                measured=(table.schema.metadata or {}).get(b"plan", b"none").decode(),
+                limit=self.plan_hash,
+            )
+        return table.cast(self.schema)
+
+    def _table(self, receipts: Sequence[Receipt]) -> pa.Table:
+        columns: dict[str, Any] = {
+            "block": [r.block for r in receipts],
+            "fence": [self.control.fence] * len(receipts),
+            "voxels": [r.voxels for r in receipts],
+            "valid": [r.valid for r in receipts],
+            "adopted": [r.adopted for r in receipts],
+            "reduction": [r.reduction for r in receipts],
+            "bytes_read": [r.bytes_read for r in receipts],
+            "worker": [r.worker for r in receipts],
+        }
+        for position, spec in enumerate(self.arrays):
+            columns[f"{spec.name}.size"] = [r.shards[position].size for r in receipts]
+            columns[f"{spec.name}.sha256"] = [r.shards[position].sha256 for r in receipts]
+        for position, stage in enumerate(STAGES):
+            columns[f"{stage}_s"] = [r.seconds[position] for r in receipts]
+        return pa.table(columns, schema=self.schema)
 
 
-def _batch_bytes(receipts: Iterable[Receipt]) -> bytes:
-    return json.dumps([receipt.model_dump(mode="json") for receipt in receipts], indent=1).encode()
+def receipt_schema(arrays: Sequence[ArraySpec], plan_hash: str) -> pa.Schema:
+    """The columns of receipts; the plan's hash stands in the schema's metadata."""
+    fields = [
+        ("block", pa.int64()),
+        ("fence", pa.int64()),
+        ("voxels", pa.int64()),
+        ("valid", pa.int64()),
+        ("adopted", pa.bool_()),
+        ("reduction", pa.int8()),
+        ("bytes_read", pa.int64()),
+        ("worker", pa.string()),
+        *((f"{spec.name}.size", pa.int64()) for spec in arrays),
+        *((f"{spec.name}.sha256", pa.binary(SHA256_BYTES)) for spec in arrays),
+        *((f"{stage}_s", pa.float32()) for stage in STAGES),
+    ]
+    return pa.schema(fields, metadata={"plan": plan_hash})
 
 
-def _read_batch(storage: Storage, key: str) -> list[Receipt]:
+def read_receipts(body: bytes, where: str) -> pa.Table:
+    """The receipts in one stored object.
+
+    Raises:
+        IntegrityError: it is no Parquet file of receipts.
+    """
     try:
-        documents: list[Any] = json.loads(storage.get(key))
-        return [Receipt.model_validate(document) for document in documents]
-    except ValueError as error:
-        raise IntegrityError(
-            "receipts do not read", where=f"{storage.url}/{key}", measured=str(error).splitlines()[0]
-        ) from error
+        return pyarrow.parquet.read_table(pa.BufferReader(body))
+    except (pa.ArrowException, OSError) as error:
+        raise IntegrityError("receipts do not read", where=where, measured=str(error).splitlines()[0]) from error
+
+
+def block_numbers(table: pa.Table) -> Numbers:
+    """The blocks of these receipts."""
+    return np.asarray(table["block"].to_numpy(), dtype=np.int64)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pyarrow.parquet.write_table(table, sink, compression="zstd", use_dictionary=["worker"])
+    body: bytes = sink.getvalue().to_pybytes()
+    return body

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
+import pyarrow as pa
 import xarray as xr
 
 from geobatch import __version__, cluster
-from geobatch.blocks import Grid
-from geobatch.errors import IncompleteError
-from geobatch.score.dispatch import Tally, dispatch, now
-from geobatch.score.output import ScoredOutput
+from geobatch.errors import IncompleteError, NotFoundError
+from geobatch.score.dispatch import Answer, Dispatcher, Tally, Work, now
+from geobatch.score.lease import Control, leased
+from geobatch.score.output import JOB, ScoredOutput, require_ours
 from geobatch.score.planning import Inputs, make_plan, open_inputs, wanted_blocks
-from geobatch.score.receipts import MANIFEST, Ledger, Receipt
-from geobatch.score.spec import ScoreJob, ScorePlan
-from geobatch.shards import Index
+from geobatch.score.receipts import MANIFEST, Ledger, Numbers, Receipt
+from geobatch.score.spec import ScoreJob, ScorePlan, ScoreResources
+from geobatch.score.verify import verify_receipts
+from geobatch.score.worker import Task
 from geobatch.survey import block_coordinates
 
 
@@ -33,8 +37,37 @@ class Progress:
     receipt: Receipt | None = None
 
 
+class Pool(Protocol):
+    """Whatever scores blocks: the replicas of `score.deployment`, or anything that keeps their promises."""
+
+    def score(self, tasks: Sequence[Task]) -> list[Answer]:
+        """The answers to these tasks, in order; raises TransientError when they were lost on the way."""
+        ...
+
+    def window(self) -> int:
+        """How many calls of `score` it takes at once, at present."""
+        ...
+
+
+OpenPool = Callable[[ScorePlan, str, ScoreResources], contextlib.AbstractContextManager[Pool]]
+OnProgress = Callable[[Progress], None]
+Choose = Callable[[ScoredOutput, Ledger, pa.Table, Numbers], Work]
+
+
+def on_serve(plan: ScorePlan, output_url: str, resources: ScoreResources) -> contextlib.AbstractContextManager[Pool]:
+    """A pool of Ray Serve replicas, on the cluster of `cluster.connect`."""
+    from geobatch.score.deployment import deployed
+
+    cluster.connect(cpus=math.ceil(resources.cpus * resources.most))
+    return deployed(plan, output_url, resources)
+
+
 def score(
-    job: ScoreJob, *, force: bool = False, on_progress: Callable[[Progress], None] = lambda progress: None
+    job: ScoreJob,
+    *,
+    force: bool = False,
+    on_progress: OnProgress = lambda progress: None,
+    open_pool: OpenPool = on_serve,
 ) -> dict[str, Any]:
     """Score a survey with a bundle; what an earlier run of the same job has written is kept.
 
@@ -42,6 +75,7 @@ def score(
         job: The job.
         force: Score data of another quantity or axis than the bundle's; recorded in the summary.
         on_progress: Called as blocks are done.
+        open_pool: What scores the blocks.
 
     Returns:
         The run's summary, as stored in `_geobatch/run.json` beside the output.
@@ -49,106 +83,167 @@ def score(
     Raises:
         MismatchError: the data are not what the bundle needs, or the output was begun under another plan.
         UsageError: memory cannot fit.
+        LeaseError: another run is writing this output.
         IncompleteError: dead letters remain; the summary is stored all the same.
     """
+    return _run(job, force, on_progress, open_pool, missing_blocks)
+
+
+def retry(
+    output_url: str, *, on_progress: OnProgress = lambda progress: None, open_pool: OpenPool = on_serve
+) -> dict[str, Any]:
+    """Score the dead letters of an output once more, and nothing else; returns and raises as `score`."""
+    return _run(stored_job(output_url), True, on_progress, open_pool, _dead_blocks)
+
+
+def repair(
+    output_url: str, *, on_progress: OnProgress = lambda progress: None, open_pool: OpenPool = on_serve
+) -> dict[str, Any]:
+    """Read every shard of an output, and write those again that are missing or damaged; returns and raises as `score`.
+
+    Nothing else replaces a stored shard.
+    """
+    return _run(stored_job(output_url), True, on_progress, open_pool, _damaged_blocks)
+
+
+def stored_job(output_url: str) -> ScoreJob:
+    """The job that an output was last scored by.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    document = Control(output_url).get_json(JOB)
+    if document is None:
+        raise NotFoundError("no scoring run there", where=output_url, remedy="Give the URL of a scored survey.")
+    return ScoreJob.model_validate({**document, "output": output_url})
+
+
+def missing_blocks(output: ScoredOutput, ledger: Ledger, receipts: pa.Table, wanted: Numbers) -> Work:
+    """The wanted blocks without a receipt, or without shards of the size that it says."""
+    stored = output.stored(receipts)
+    ledger.forget(np.flatnonzero(~stored.whole))
+    pending = wanted[~stored.whole[wanted]]
+    return Work(pending, stored.present[pending])
+
+
+def _dead_blocks(output: ScoredOutput, ledger: Ledger, receipts: pa.Table, wanted: Numbers) -> Work:
+    dead = np.array([letter.number for letter in output.dead_letters()], np.int64)
+    missing = missing_blocks(output, ledger, receipts, wanted)
+    chosen = np.isin(missing.blocks, dead)
+    return Work(missing.blocks[chosen], missing.look[chosen])
+
+
+def _damaged_blocks(output: ScoredOutput, ledger: Ledger, receipts: pa.Table, wanted: Numbers) -> Work:
+    output.repair_metadata()
+    damaged: dict[int, tuple[str, ...]] = {}
+    for finding in verify_receipts(output.control, output.plan, receipts).findings:
+        if finding.block >= 0:
+            damaged[finding.block] = (*damaged.get(finding.block, ()), finding.array)
+    work = Work.of(list(damaged))
+    ledger.forget(work.blocks)
+    return Work(work.blocks, work.look, damaged)
+
+
+def _run(job: ScoreJob, force: bool, on_progress: OnProgress, open_pool: OpenPool, choose: Choose) -> dict[str, Any]:
     inputs = open_inputs(job, force)
+    require_ours(inputs)
     plan = make_plan(inputs)
-    grid = plan.grid
     volume = plan.chain.crop(inputs.volume)
-    wanted = wanted_blocks(grid, volume, inputs.job)
-    output = ScoredOutput(inputs, plan, volume)
-    output.begin(wanted)
-    ledger = Ledger(inputs.job.output, plan.hash)
-    ledger.load()
-    ledger.keep_only(output.stored_whole(ledger.receipts.values()))
-    pending = [index for index in wanted if grid.block(index).key not in ledger.receipts]
-    on_progress(Progress(len(wanted) - len(pending), len(wanted)))
-    started, clock = now(), time.perf_counter()
-    tally = _run_blocks(inputs.job, plan, ledger, pending, grid, volume, len(wanted), on_progress)
-    summary = _summary(inputs, plan, tally, wanted, pending, started, time.perf_counter() - clock)
-    output.finish(ledger, tally, summary)
+    wanted = wanted_blocks(plan.grid, volume, inputs.job)
+    with leased(inputs.job.output, on_wait=lambda holder: inputs.warnings.append(f"waited for {holder}")) as control:
+        output = ScoredOutput(inputs, plan, volume, control)
+        output.begin(wanted)
+        ledger = Ledger(control, plan)
+        work = choose(output, ledger, ledger.load(), wanted)
+        started, clock = now(), time.perf_counter()
+        kept = int(ledger.written[wanted].sum())
+        on_progress(Progress(kept, kept + len(work.blocks)))
+        tally = _score_blocks(inputs.job, plan, ledger, work, volume, kept, on_progress, open_pool)
+        summary = _summary(inputs, plan, tally, (len(wanted), kept), started, time.perf_counter() - clock)
+        output.finish(ledger, tally, summary)
     if tally.dead:
         raise IncompleteError(
             f"{len(tally.dead)} of {len(wanted)} blocks could not be scored",
             where=inputs.job.output,
             measured=f"block {tally.dead[0].block}: {tally.dead[0].error}",
-            remedy="Run the job again to try only those; geobatch report shows where they are.",
+            remedy="geobatch retry of this output tries only those; geobatch report shows where they are.",
+        )
+    if tally.unspent:
+        raise IncompleteError(
+            f"the budget is spent, and {tally.unspent} blocks are not scored",
+            where=inputs.job.output,
+            measured=f"{summary['seconds']:.0f} s",
+            remedy="Run the job again to go on; what is done is kept.",
         )
     return summary
 
 
-def _run_blocks(
+def _score_blocks(
     job: ScoreJob,
     plan: ScorePlan,
     ledger: Ledger,
-    pending: list[Index],
-    grid: Grid,
+    work: Work,
     volume: xr.DataArray,
-    total: int,
-    on_progress: Callable[[Progress], None],
+    kept: int,
+    on_progress: OnProgress,
+    open_pool: OpenPool,
 ) -> Tally:
-    """Deploy the replicas and dispatch what is missing; a complete output starts nothing."""
-    if not pending:
+    """Open the pool and dispatch the work; a complete output starts nothing."""
+    if not len(work.blocks):
         return Tally()
-    from geobatch.score.deployment import REQUESTS_PER_REPLICA, deployed
-
-    finished = total - len(pending)
+    finished, total = kept, kept + len(work.blocks)
 
     def count(receipt: Receipt) -> None:
         nonlocal finished
         finished += 1
         on_progress(Progress(finished, total, receipt))
 
-    replicas = min(job.resources.replicas, len(pending))
-    resources = job.resources.model_copy(update={"replicas": replicas})
-    cluster.connect(cpus=math.ceil(job.resources.cpus * replicas))
-    with deployed(plan, job.output, resources) as score_one:
-        return dispatch(
-            pending,
-            score_one,
+    with open_pool(plan, job.output, job.resources.for_blocks(len(work.blocks))) as pool:
+        return Dispatcher(
+            work,
+            pool.score,
             ledger,
-            window=replicas * REQUESTS_PER_REPLICA,
+            window=pool.window,
             attempts=job.attempts,
-            describe=lambda index: block_coordinates(volume, grid.block(index).write),
+            describe=lambda block: describe_block(plan, volume, block),
             on_receipt=count,
-        )
+            limit_s=job.budget.seconds(job.resources.most) if job.budget else math.inf,
+        ).run()
+
+
+def describe_block(plan: ScorePlan, volume: xr.DataArray, number: int) -> tuple[str, dict[str, tuple[float, float]]]:
+    """Name and coordinates of a block."""
+    block = plan.grid.block(plan.grid.index(number))
+    return block.key, block_coordinates(volume, block.write)
 
 
 def _summary(
-    inputs: Inputs,
-    plan: ScorePlan,
-    tally: Tally,
-    wanted: list[Index],
-    pending: list[Index],
-    started: str,
-    seconds: float,
+    inputs: Inputs, plan: ScorePlan, tally: Tally, wanted_and_kept: tuple[int, int], started: str, seconds: float
 ) -> dict[str, Any]:
     """The figures of this run."""
-    voxels = sum(receipt.voxels for receipt in tally.receipts)
-    stages: dict[str, float] = {}
-    for receipt in tally.receipts:
-        for stage, spent in receipt.seconds.items():
-            stages[stage] = round(stages.get(stage, 0.0) + spent, 3)
+    wanted, kept = wanted_and_kept
     return {
         "name": inputs.job.name,
         "started": started,
         "finished": now(),
         "seconds": round(seconds, 3),
         "blocks": {
-            "wanted": len(wanted),
-            "kept": len(wanted) - len(pending),
-            "scored": len(tally.receipts),
+            "wanted": wanted,
+            "kept": kept,
+            "scored": tally.scored,
             "dead": len(tally.dead),
-            "adopted": sum(receipt.adopted for receipt in tally.receipts),
+            "adopted": tally.adopted,
+            "reduced": tally.reduced,
+            "left_by_budget": tally.unspent,
         },
-        "voxels": voxels,
-        "voxels_per_s": round(voxels / seconds) if seconds else 0,
-        "bytes_written": sum(shard.size for receipt in tally.receipts for shard in receipt.shards),
-        "bytes_read": sum(receipt.bytes_read for receipt in tally.receipts),
-        "stage_seconds": stages,
+        "voxels": tally.voxels,
+        "voxels_per_s": round(tally.voxels / seconds) if seconds else 0,
+        "bytes_written": tally.bytes_written,
+        "bytes_read": tally.bytes_read,
+        "stage_seconds": {stage: round(spent, 3) for stage, spent in tally.seconds.items()},
         "retries": dict(tally.retries),
-        "replicas": inputs.job.resources.replicas,
-        "workers": sorted({receipt.worker for receipt in tally.receipts}),
+        "replicas": inputs.job.resources.most,
+        "workers": sorted(tally.workers),
         "redundancy": round(plan.grid.redundancy(), 3),
         "warnings": inputs.warnings,
         "manifest": MANIFEST,

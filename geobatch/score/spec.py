@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -35,22 +36,88 @@ class Region(_Frozen):
     sample: tuple[float, float] | None = None
 
 
+class ReplicaRange(_Frozen):
+    """How many replicas an autoscaled pool may have: it starts at `max` and shrinks as work runs out."""
+
+    min: int = Field(default=1, ge=1)
+    max: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
+
+
 class ScoreResources(_Frozen):
     """Where a scoring job runs; none of it changes a voxel.
 
     Attributes:
-        replicas: Serve replicas that score blocks.
+        replicas: Serve replicas that score blocks: a number, or `{min, max}` for a pool that follows the work.
         cpus: CPUs a replica reserves.
         gpus: GPUs a replica reserves; its network runs there when above 0.
         threads: Torch threads of a replica, fixed with the plan on the first run.
         memory_gib: Memory one replica may use; by default 80 % of what this machine has free, shared by the replicas.
+        overlap: Read the next block and write the last one while one is computed; by default on a GPU alone, since on
+            a CPU it takes from the computing what it gains.
     """
 
-    replicas: int = Field(default=1, ge=1)
+    replicas: Annotated[int, Field(ge=1)] | ReplicaRange = 1
     cpus: float = Field(default=1, gt=0)
     gpus: float = Field(default=0, ge=0)
     threads: int = Field(default=1, ge=1)
     memory_gib: float | None = Field(default=None, gt=0)
+    overlap: bool | None = None
+
+    @property
+    def most(self) -> int:
+        """The replicas there may be, and are at the start."""
+        return self.replicas if isinstance(self.replicas, int) else self.replicas.max
+
+    @property
+    def least(self) -> int:
+        """The replicas there are at least; work begins when these run."""
+        return self.replicas if isinstance(self.replicas, int) else self.replicas.min
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether replicas read, compute and write at the same time."""
+        return self.gpus > 0 if self.overlap is None else self.overlap
+
+    def for_blocks(self, count: int) -> ScoreResources:
+        """The same without replicas that would have nothing to do."""
+        least, most = min(self.least, count), min(self.most, count)
+        size = most if least == most else ReplicaRange(min=least, max=most)
+        return self.model_copy(update={"replicas": size})
+
+
+class Budget(_Frozen):
+    """What a run may cost; it stops cleanly when this is spent, and goes on when the job is run again.
+
+    Attributes:
+        hours: Wall-clock hours of one run.
+        cost: Money of one run, in the currency of the price.
+        price_per_replica_hour: What one replica costs for an hour.
+    """
+
+    hours: float | None = Field(default=None, gt=0)
+    cost: float | None = Field(default=None, gt=0)
+    price_per_replica_hour: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _priced(self) -> Self:
+        if self.cost is not None and self.price_per_replica_hour is None:
+            raise ValueError("cost needs price_per_replica_hour")
+        return self
+
+    def seconds(self, replicas: int) -> float:
+        """How long a run with so many replicas may take."""
+        limits = [math.inf]
+        if self.hours is not None:
+            limits.append(self.hours * 3600)
+        if self.cost is not None and self.price_per_replica_hour is not None:
+            limits.append(self.cost / (self.price_per_replica_hour * replicas) * 3600)
+        return min(limits)
 
 
 class ScoreJob(_Frozen):
@@ -70,6 +137,7 @@ class ScoreJob(_Frozen):
         batch: Patches per forward pass.
         probabilities: `none`, `uint8` (steps of 1/254) or `float32`.
         attempts: Tries of a block that fails by itself before it becomes a dead letter.
+        budget: Time or money after which the run stops, resumable.
     """
 
     job: Literal["score"]
@@ -87,6 +155,7 @@ class ScoreJob(_Frozen):
     probabilities: Probabilities = "uint8"
     attempts: int = Field(default=3, ge=1)
     resources: ScoreResources = ScoreResources()
+    budget: Budget | None = None
 
     @model_validator(mode="after")
     def _whole_chunks(self) -> Self:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -15,22 +17,64 @@ import numpy.typing as npt
 import torch
 import xarray as xr
 
-from geobatch.blocks import Block
-from geobatch.errors import IntegrityError, MismatchError
+from geobatch.blocks import Block, Grid, smallest_patch
+from geobatch.errors import IntegrityError, MismatchError, NotFoundError, UsageError
 from geobatch.models.bundle import load_bundle
 from geobatch.preprocess import prepare, read_region
 from geobatch.score.predictor import INVALID, Prediction, Predictor
-from geobatch.score.receipts import Receipt, ShardReceipt
+from geobatch.score.receipts import STAGES, Receipt, ShardReceipt
 from geobatch.score.spec import ScorePlan
-from geobatch.shards import ArraySpec, Index, decode_shard, encode_shard, shard_key
+from geobatch.shards import ArraySpec, decode_shard, encode_shard, shard_key
 from geobatch.storage import open_storage
 from geobatch.survey import open_survey, survey_info, valid_volume
 
 Values = npt.NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A block to score.
+
+    Attributes:
+        block: Its number.
+        look: Its shards may be stored already: look before anything is computed.
+        replace: Arrays whose shards are damaged, to be replaced.
+        reduction: How often batch, then patch, are halved for want of memory.
+    """
+
+    block: int
+    look: bool = False
+    replace: tuple[str, ...] = ()
+    reduction: int = 0
+
+
+@dataclass
+class Fetched:
+    """A block's prepared input. Of one without a live trace there are no values."""
+
+    task: Task
+    block: Block
+    values: Values | None
+    origin: tuple[int, ...]
+    bytes_read: int
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Predicted:
+    """A block's output, before it is written."""
+
+    task: Task
+    block: Block
+    prediction: Prediction
+    bytes_read: int
+    seconds: dict[str, float]
+
+
 class BlockScorer:
     """A worker with its network loaded and its survey open, which scores blocks of one plan.
+
+    The three stages may run in three threads, so that one block is read while another is computed and a third written.
 
     Args:
         plan: The plan of the run.
@@ -71,57 +115,120 @@ class BlockScorer:
         """Open the survey and load the network now, so that what ails them is one error and not one for each block."""
         _ = self.volume, self.predictor
 
-    def score_block(self, index: Index) -> Receipt:
+    def score_block(self, task: Task) -> Receipt:
         """Score one block: read, preprocess, predict, trim, write, receipt."""
+        return self.adopt(task) or self.write(self.predict(self.read(task)))
+
+    def adopt(self, task: Task) -> Receipt | None:
+        """The receipt of a block that an earlier worker stored whole, when the task says to look for it."""
+        if not task.look or task.replace:
+            return None
+        start = time.perf_counter()
+        index = self.grid.index(task.block)
+        try:
+            stored = [self._stored(spec, index) for spec in self.arrays]
+        except NotFoundError:
+            return None
+        class_map = decode_shard(self.arrays[0], stored[0])
+        block = self.grid.block(index)
+        own = class_map[tuple(slice(0, cells.stop - cells.start) for cells in block.write)]
+        seconds = {"read": time.perf_counter() - start}
+        shards = tuple(_shard_receipt(encoded) for encoded in stored)
+        return self._receipt(task, own, shards, adopted=True, bytes_read=0, seconds=seconds)
+
+    def read(self, task: Task) -> Fetched:
+        """Read and preprocess what the block's patches see."""
+        grid, _ = self.layout(task.reduction)
+        block = grid.block(grid.index(task.block))
+        seen = grid.seen(block.write)
+        fetched = Fetched(task, block, None, tuple(cells.start for cells in seen), 0)
+        if self._all_dead(block):
+            return fetched
+        with _timed(fetched.seconds, "read"):
+            raw = read_region(self.volume, self.plan.chain, seen)
+        with _timed(fetched.seconds, "preprocess"):
+            fetched.values = prepare(raw, self.plan.chain)
+        fetched.bytes_read = raw.values.nbytes
+        return fetched
+
+    def predict(self, fetched: Fetched) -> Predicted:
+        """Classes and probabilities of the block's own cells; one without a valid sample costs no inference."""
         # Ray limits OpenMP to one thread, and the limit is kept per thread: set it where the work is done.
         torch.set_num_threads(self.plan.threads)
-        block = self.grid.block(index)
-        seconds: dict[str, float] = {}
-        with _timed(seconds, "read"):
-            raw = read_region(self.volume, self.plan.chain, self.grid.seen(block.write))
-        with _timed(seconds, "preprocess"):
-            values = prepare(raw, self.plan.chain)
-        with _timed(seconds, "predict"):
-            prediction = self.predict_and_trim(values, block)
-        with _timed(seconds, "write"):
-            shards, adopted = self.write(prediction, index)
-        return Receipt(
-            block=block.key,
-            plan=self.plan.hash,
-            bundle=self.plan.bundle_hash,
-            shards=shards,
-            voxels=prediction.class_map.size,
-            valid=int(np.count_nonzero(prediction.class_map != INVALID)),
+        block, values, origin = fetched.block, fetched.values, fetched.origin
+        grid, batch = self.layout(fetched.task.reduction)
+        own = tuple(slice(c.start - o, c.stop - o) for c, o in zip(block.write, origin, strict=True))
+        with _timed(fetched.seconds, "predict"):
+            if values is None or not np.isfinite(values[own]).any():
+                prediction = self._nothing_valid(tuple(cells.stop - cells.start for cells in own))
+            else:
+                self.predictor.batch = batch
+                prediction = self.predictor.predict(values, grid.patches(block.write), origin)
+        return Predicted(fetched.task, block, prediction, fetched.bytes_read, fetched.seconds)
+
+    def write(self, predicted: Predicted) -> Receipt:
+        """Store each array's shard, first writer wins, and return the proof."""
+        shards, adopted = [], False
+        with _timed(predicted.seconds, "write"):
+            for spec in self.arrays:
+                data = predicted.prediction.class_map if spec.name == "class_map" else predicted.prediction.probability
+                stored = self._store(spec, predicted, encode_shard(spec, np.asarray(data)))
+                adopted |= stored[1]
+                shards.append(_shard_receipt(stored[0]))
+        return self._receipt(
+            predicted.task,
+            predicted.prediction.class_map,
+            tuple(shards),
             adopted=adopted,
-            seconds=seconds,
-            bytes_read=raw.values.nbytes,
-            worker=self.worker,
+            bytes_read=predicted.bytes_read,
+            seconds=predicted.seconds,
         )
 
-    def predict_and_trim(self, values: Values, block: Block) -> Prediction:
-        """Classes and probabilities of the block's own cells; one without a valid sample costs no inference."""
-        origin = [cells.start for cells in self.grid.seen(block.write)]
-        own = tuple(slice(c.start - o, c.stop - o) for c, o in zip(block.write, origin, strict=True))
-        if not np.isfinite(values[own]).any():
-            return self._nothing_valid(values[own].shape)
-        return self.predictor.predict(values, self.grid.patches(block.write), origin)
+    def layout(self, reduction: int) -> tuple[Grid, int]:
+        """Grid and batch with memory reduced: the batch is halved down to 1, then the longest side of the patch.
 
-    def write(self, prediction: Prediction, index: Index) -> tuple[tuple[ShardReceipt, ...], bool]:
-        """Store each array's shard, first writer wins; the receipts and whether an earlier writer was adopted."""
-        receipts, adopted = [], False
-        for spec in self.arrays:
-            data = prediction.class_map if spec.name == "class_map" else prediction.probability
-            position = index if spec.name == "class_map" else (0, *index)
-            encoded = encode_shard(spec, np.asarray(data))
-            key = shard_key(spec, position)
-            if not self.output.put_if_absent(key, encoded):
-                encoded = self._adopt(spec, key)
-                adopted = True
-            receipts.append(ShardReceipt(key=key, size=len(encoded), sha256=hashlib.sha256(encoded).hexdigest()))
-        return tuple(receipts), adopted
+        Raises:
+            UsageError: nothing is left to reduce.
+        """
+        grid, batch = self.grid, self.plan.batch
+        for _ in range(reduction):
+            if batch > 1:
+                batch //= 2
+            else:
+                grid = _smaller_patch(grid)
+        return grid, batch
 
-    def _adopt(self, spec: ArraySpec, key: str) -> bytes:
+    def _all_dead(self, block: Block) -> bool:
+        """True when no trace is live in anything the block reads: then there is nothing to read."""
+        if "live_mask" not in self.volume.coords:
+            return False
+        return not bool(self.volume["live_mask"].values[block.read[:2]].any())
+
+    def _store(self, spec: ArraySpec, predicted: Predicted, encoded: bytes) -> tuple[bytes, bool]:
+        """What is stored in the end, and whether an earlier worker stored it."""
+        index, task = predicted.block.index, predicted.task
+        key = shard_object(spec, index)
+        if spec.name in task.replace:
+            self._replace(key, encoded)
+            return encoded, False
+        if self.output.put_if_absent(key, encoded):
+            return encoded, False
+        return self._stored(spec, index), True
+
+    def _replace(self, key: str, encoded: bytes) -> None:
+        """Put `encoded` in the place of a damaged shard, unless another repair was faster."""
+        try:
+            _, version = self.output.read(key)
+        except NotFoundError:
+            done: object = self.output.put_if_absent(key, encoded)
+        else:
+            done = self.output.put_if_match(key, encoded, version)
+        if not done and self.output.get(key) != encoded:
+            raise IntegrityError("a shard changed while it was repaired", where=f"{self.output.url}/{key}")
+
+    def _stored(self, spec: ArraySpec, index: tuple[int, ...]) -> bytes:
         """The shard that is stored already, once its checksums hold."""
+        key = shard_object(spec, index)
         stored = self.output.get(key)
         try:
             decode_shard(spec, stored)
@@ -130,7 +237,7 @@ class BlockScorer:
                 "a damaged shard is in the way",
                 where=f"{self.output.url}/{key}",
                 measured=str(error),
-                remedy="Delete that object and run the job again.",
+                remedy="geobatch repair of this output replaces it.",
             ) from error
         return stored
 
@@ -140,6 +247,53 @@ class BlockScorer:
             return Prediction(class_map, None)
         spec = self.arrays[1]
         return Prediction(class_map, np.full((len(self.plan.classes), *shape), spec.fill_value, spec.dtype))
+
+    def _receipt(
+        self,
+        task: Task,
+        class_map: npt.NDArray[np.uint8],
+        shards: tuple[ShardReceipt, ...],
+        *,
+        adopted: bool,
+        bytes_read: int,
+        seconds: dict[str, float],
+    ) -> Receipt:
+        return Receipt(
+            block=task.block,
+            shards=shards,
+            voxels=class_map.size,
+            valid=int(np.count_nonzero(class_map != INVALID)),
+            adopted=adopted,
+            reduction=task.reduction,
+            seconds=tuple(seconds.get(stage, 0.0) for stage in STAGES),
+            bytes_read=bytes_read,
+            worker=self.worker,
+        )
+
+
+def _smaller_patch(grid: Grid) -> Grid:
+    """The grid with the longest reducible side of its patch halved."""
+    sides = zip(grid.patch, grid.shape, grid.stride, grid.halo, strict=True)
+    halves = [max(min(p, -(-n // s) * s) // 2 // s * s, smallest_patch(s, h)) for p, n, s, h in sides]
+    gains = [min(p, n) - half for p, n, half in zip(grid.patch, grid.shape, halves, strict=True)]
+    axis = int(np.argmax(gains))
+    if gains[axis] <= 0:
+        raise UsageError(
+            "memory does not hold the smallest patch",
+            measured=grid.patch,
+            remedy="Lower shard, or give the replicas more memory.",
+        )
+    patch = tuple(halves[a] if a == axis else length for a, length in enumerate(grid.patch))
+    return dataclasses.replace(grid, patch=patch)
+
+
+def shard_object(spec: ArraySpec, index: tuple[int, ...]) -> str:
+    """The object of one block of an array; axes before the survey's, such as class, are not cut."""
+    return shard_key(spec, (*(0,) * (len(spec.dims) - len(index)), *index))
+
+
+def _shard_receipt(encoded: bytes) -> ShardReceipt:
+    return ShardReceipt(len(encoded), hashlib.sha256(encoded).digest())
 
 
 @contextlib.contextmanager
