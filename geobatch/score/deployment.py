@@ -24,7 +24,6 @@ from geobatch.errors import GeobatchError, StorageError, TransientError, UsageEr
 from geobatch.score.dispatch import Answer
 from geobatch.score.spec import ScorePlan, ScoreResources
 from geobatch.score.worker import BlockScorer, Task
-from geobatch.storage import TRANSIENT
 
 REQUESTS_PER_REPLICA = 2
 START_TIMEOUT_S = 300
@@ -97,7 +96,7 @@ def describe_failure(error: Exception) -> dict[str, Any]:
         kind = "memory"
     elif isinstance(error, StorageError):
         kind = "fatal"
-    elif isinstance(error, TRANSIENT) or (isinstance(error, OSError) and not isinstance(error, GeobatchError)):
+    elif isinstance(error, TransientError) or (isinstance(error, OSError) and not isinstance(error, GeobatchError)):
         kind = "transient"
     else:
         kind = "poison"

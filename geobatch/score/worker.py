@@ -215,13 +215,20 @@ class BlockScorer:
     def _replace(self, key: str, encoded: bytes) -> None:
         """Put `encoded` in the place of a damaged shard, unless another repair was faster."""
         try:
-            _, version = self.output.read(key)
+            version = self._version(key)
         except NotFoundError:
             done: object = self.output.put_if_absent(key, encoded)
         else:
             done = self.output.put_if_match(key, encoded, version)
         if not done and self.output.get(key) != encoded:
             raise IntegrityError("a shard changed while it was repaired", where=f"{self.output.url}/{key}")
+
+    def _version(self, key: str) -> str:
+        try:
+            return self.output.read(key)[1]
+        except IntegrityError:
+            # Its bytes are not those whose checksum S3 keeps; its name for them is all that is needed.
+            return self.output.version(key)
 
     def _stored(self, spec: ArraySpec, index: tuple[int, ...]) -> bytes:
         """The shard that is stored already, once its checksums hold."""

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import obstore.exceptions
-
-from geobatch.errors import TransientError, UsageError
+from geobatch.errors import UsageError
 from geobatch.storage.chunks import VerifiedStore, chunk_store
 from geobatch.storage.files import FileStorage
 from geobatch.storage.interface import Storage, absolute_url, join_url, path_of, s3_place, split_url
 from geobatch.storage.s3 import S3Storage, arrow_s3, create_bucket
 
 __all__ = [
-    "TRANSIENT",
     "Storage",
     "absolute_url",
     "arrow_filesystem",
@@ -26,9 +23,6 @@ __all__ = [
     "split_url",
     "zarr_store",
 ]
-
-TRANSIENT = (TransientError, obstore.exceptions.GenericError)
-"""Errors of storage that may be gone at the next try: ours, and that of the client that carries chunks."""
 
 
 def open_storage(url: str, *, patience_s: float | None = None) -> Storage:
