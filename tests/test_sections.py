@@ -15,7 +15,7 @@ from geobatch.errors import MismatchError, UsageError
 from geobatch.job import parse_job
 from geobatch.models import UNet
 from geobatch.models.bundle import DataDescription, ReachInfo, load_bundle, make_bundle, save_bundle
-from geobatch.models.reach import Reach, check_tiling, measure_reach
+from geobatch.models.reach import Reach, measure_reach, tiling_deviations
 from geobatch.models.sections import SectionNetwork, resolve_sections, section_reach, volume_network
 from geobatch.preprocess import Chain
 from geobatch.score.planning import make_plan, open_inputs
@@ -129,10 +129,9 @@ def test_tiles_of_combined_sections_are_the_whole(combine: Any) -> None:
     planes = ((1, 2), (0, 2), (0, 1))
     derived = section_reach(info, planes)
     volumes = SectionNetwork(network, planes, combine)
-    assert check_tiling(volumes, 1, Reach(derived.stride, derived.by_phase, derived.halo)) < 1e-10
+    assert max(tiling_deviations(volumes, 1, Reach(derived.stride, derived.by_phase, derived.halo))) < 1e-10
     short = ((derived.halo[0][0], derived.halo[0][1] - 1), *derived.halo[1:])
-    with pytest.raises(MismatchError, match="tiled prediction differs"):
-        check_tiling(volumes, 1, Reach(derived.stride, derived.by_phase, short))
+    assert tiling_deviations(volumes, 1, Reach(derived.stride, derived.by_phase, short))[0] > 1e-6
 
 
 def members(seed: int, count: int) -> list[torch.Tensor]:
