@@ -81,25 +81,6 @@ def verified_reach(network: nn.Module, in_channels: int, stride: tuple[int, ...]
     return replace(reach, halo=halo, unbounded=unbounded), max(d for d in (0.0, *deviations) if d <= TOLERANCE)
 
 
-def check_tiling(network: nn.Module, in_channels: int, reach: Reach) -> float:
-    """The largest of `tiling_deviations`.
-
-    Raises:
-        MismatchError: the deviation is above 1e-10: structure alone did not see everything.
-    """
-    deviations = tiling_deviations(network, in_channels, reach)
-    for axis, deviation in enumerate(deviations):
-        if not deviation <= TOLERANCE:
-            raise MismatchError(
-                "tiled prediction differs from the whole although the halo is the measured reach",
-                where=f"{type(network).__name__}, axis {axis}",
-                measured=f"relative deviation {deviation:.1e}",
-                limit=f"{TOLERANCE:.0e}",
-                remedy="The network depends on the patch's size or position: it cannot be scored in halo mode.",
-            )
-    return max(deviations)
-
-
 def tiling_deviations(network: nn.Module, in_channels: int, reach: Reach) -> tuple[float, ...]:
     """Per axis, how far tiled and whole output differ, relative to the largest, over every size modulo the stride.
 
