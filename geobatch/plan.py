@@ -107,7 +107,7 @@ def activation_bytes_per_cell(
     lowered = torch.autocast("cpu", dtype=getattr(torch, precision), enabled=precision != "float32")
     with torch.no_grad(), lowered, _LivePeak() as live:
         network(torch.zeros((1, in_channels, *shape)))
-    return LIBRARY_COPIES * live.peak / math.prod(shape)
+    return float(LIBRARY_COPIES * live.peak / math.prod(shape))
 
 
 class _LivePeak(TorchDispatchMode):  # type: ignore[no-untyped-call]
