@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import os
 import threading
 import time
 import traceback
@@ -32,6 +33,7 @@ GROWTH_TIMEOUT_S = 1800
 HEARTBEAT_S = 5.0
 ABANDONED_S = 30.0
 WINDOW_AGE_S = 2.0
+DRAIN_POLL_S = 1.0
 
 
 class Replica:
@@ -50,6 +52,7 @@ class Replica:
         self._write = ThreadPoolExecutor(1, thread_name_prefix="write") if overlap else compute
         # Blocks in memory at once: one read ahead, one on the device, one on its way out.
         self._room = asyncio.Semaphore(3 if overlap else 1)
+        threading.Thread(target=_leave_draining_node, name="leave", daemon=True).start()
 
     async def score(self, tasks: Sequence[Task]) -> list[Answer]:
         """Per task its receipt, or a failure with its class and traceback."""
@@ -89,6 +92,19 @@ class Warden:
         ray.kill(ray.get_runtime_context().current_actor)
 
 
+def _leave_draining_node() -> None:
+    """End this replica soon after its node is announced to go, which gives its blocks back to the driver.
+
+    Serve would keep it at work until another one runs, or until shortly before the node goes.
+    """
+    while True:
+        time.sleep(DRAIN_POLL_S)
+        # While the head does not answer nothing is known.
+        with contextlib.suppress(Exception):
+            if cluster.is_draining():
+                os._exit(0)
+
+
 def describe_failure(error: Exception) -> dict[str, Any]:
     """A failure's class (C3: transient, memory, fatal or poison), message and traceback."""
     message = str(error)
@@ -110,7 +126,8 @@ class Pool:
 
     application: str
     handle: Any
-    replicas: int
+    resources: ScoreResources
+    _replicas: int = 0
     _asked: float = 0.0
 
     def score(self, tasks: Sequence[Task]) -> list[Answer]:
@@ -124,20 +141,33 @@ class Pool:
         return answers
 
     def window(self) -> int:
-        """Requests that the replicas running now can take."""
+        """Requests that the replicas running now can take; waits for the first ones.
+
+        Raises:
+            UsageError: the replicas did not start.
+        """
+        if not self._replicas:
+            self._remove_stale()
+            _wait_until_running(self.application, self.resources)
         if time.monotonic() - self._asked > WINDOW_AGE_S:
             with contextlib.suppress(ray.exceptions.RayError, RayServeException):
-                self.replicas = _running(self.application)
+                self._replicas = max(_running(self.application), 1)
             self._asked = time.monotonic()
-        return max(self.replicas, 1) * REQUESTS_PER_REPLICA
+        return self._replicas * REQUESTS_PER_REPLICA
+
+    def _remove_stale(self) -> None:
+        """Remove what an earlier run of this output left, whose replicas hold what these need."""
+        for name in serve.status().applications:
+            if name != self.application and name.startswith(self.application.rpartition("-")[0]):
+                serve.delete(name)
 
 
 @contextlib.contextmanager
 def deployed(plan: ScorePlan, output_url: str, resources: ScoreResources) -> Iterator[Pool]:
-    """A context in which a pool of replicas runs, started at its full size.
+    """A context with a pool of replicas, started at its full size; they load their network meanwhile.
 
     Each run has an application of its own, named by its output. A warden on the cluster removes it when the driver is
-    gone, and the next run of the same output does too.
+    gone, and the next run of the same output does too, once it holds the lease.
 
     Args:
         plan: The plan every replica works by.
@@ -151,8 +181,6 @@ def deployed(plan: ScorePlan, output_url: str, resources: ScoreResources) -> Ite
     _require_room(resources)
     serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
     family = f"score-{hashlib.sha256(output_url.encode()).hexdigest()[:12]}"
-    for stale in [name for name in serve.status().applications if name.startswith(family)]:
-        serve.delete(stale)
     application = f"{family}-{uuid.uuid4().hex[:8]}"
     target = serve.RunTarget(
         target=_deployment(resources).bind(plan.model_dump_json(), output_url, resources.overlaps),
@@ -163,8 +191,7 @@ def deployed(plan: ScorePlan, output_url: str, resources: ScoreResources) -> Ite
     with _watched(application):
         try:
             (handle,) = serve.run_many([target], wait_for_applications_running=False)
-            _wait_until_running(application, resources)
-            yield Pool(application, handle, resources.most)
+            yield Pool(application, handle, resources)
         finally:
             serve.delete(application)
 
@@ -192,7 +219,7 @@ def _deployment(resources: ScoreResources) -> Any:
         max_ongoing_requests=REQUESTS_PER_REPLICA,
         ray_actor_options=options,
         health_check_period_s=5,
-        # A node that drains gets its blocks back this soon; what a replica was about to write is adopted or redone.
+        # What a replica that is taken away was about to write is adopted or redone.
         graceful_shutdown_timeout_s=4,
         graceful_shutdown_wait_loop_s=0.2,
         **size,
@@ -203,7 +230,8 @@ def _deployment(resources: ScoreResources) -> Any:
 def _watched(application: str) -> Iterator[None]:
     """A context in which a detached actor hears that this process lives, and cleans up when it does not."""
     actor = ray.remote(num_cpus=0)(Warden)
-    options = {"name": f"warden-{application}", "namespace": "geobatch", "lifetime": "detached"}
+    # Its own node may be lost; it starts again on another one.
+    options = {"name": f"warden-{application}", "namespace": "geobatch", "lifetime": "detached", "max_restarts": -1}
     warden = actor.options(**options).remote(application, ABANDONED_S)
     ended = threading.Event()
 
