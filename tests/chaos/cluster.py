@@ -76,19 +76,14 @@ class Machine:
 
 
 class Cluster:
-    """A head and its raylets.
+    """A head and its raylets."""
 
-    Args:
-        environment: What every process on it has in its environment, besides this process's own.
-    """
-
-    def __init__(self, environment: dict[str, str] | None = None) -> None:
+    def __init__(self) -> None:
         # Socket names have room for a hundred characters only.
         self._folder = Path(tempfile.mkdtemp(prefix="rc-"))
         self.address = f"127.0.0.1:{_free_port()}"
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-            **(environment or {}),
             "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tests", REPOSITORY / "tests/chaos"))),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": uuid.uuid4().hex,
@@ -98,30 +93,61 @@ class Cluster:
             "OMP_NUM_THREADS": "1",
         }
         self.raylets: list[Machine] = []
+        self._count = 0
         port = self.address.rpartition(":")[2]
         options = ("--head", f"--port={port}", f"--ray-client-server-port={_free_port()}", "--num-cpus=0")
         self.head = Machine(self._folder / "head", self.environment, *options, "--include-dashboard=false")
 
-    def add_raylet(self, cpus: float = 1) -> Machine:
-        """Another machine joins, as soon as the head answers."""
+    def add_raylet(self) -> Machine:
+        """Another machine of one CPU joins, as soon as the head answers."""
         wait_until(self._head_answers, f"head answers at {self.address}")
-        options = (f"--address={self.address}", f"--num-cpus={cpus}")
-        self.raylets.append(Machine(self._folder / str(len(self.raylets)), self.environment, *options))
+        self._count += 1
+        options = (f"--address={self.address}", "--num-cpus=1")
+        self.raylets.append(Machine(self._folder / str(self._count), self.environment, *options))
         return self.raylets[-1]
+
+    def remove(self, raylet: Machine) -> None:
+        """A machine loses power."""
+        raylet.kill()
+        self.raylets.remove(raylet)
+
+    def resize(self, count: int) -> None:
+        """Return when `count` raylets take work."""
+        while len(self.raylets) > count:
+            self.remove(self.raylets[-1])
+        while len(self.raylets) < count:
+            self.add_raylet()
+        wait_until(lambda: all(raylet.has_joined() for raylet in self.raylets), "raylets join")
 
     def replicas(self) -> list[psutil.Process]:
         """The living replicas of scoring runs."""
         return [replica for raylet in self.raylets for replica in raylet.replicas()]
 
-    def drain(self, raylet: Machine, deadline_s: int) -> None:
-        """Announce that a machine will be taken away."""
-        reason = ("--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot instance is reclaimed")
-        self.ask("drain-node", f"--node-id={raylet.node_id()}", *reason, f"--deadline-remaining-seconds={deadline_s}")
+    def drain(self, raylet: Machine, deadline_s: int) -> Callable[[], float]:
+        """A function that announces that a machine will be taken away, and returns when it did, by `time.time`."""
+        script = (
+            "import sys, time, ray; from ray.core.generated import autoscaler_pb2; "
+            f"head = ray._raylet.GcsClient(address={self.address!r}); print('ready', flush=True); sys.stdin.readline(); "
+            "reason = autoscaler_pb2.DrainNodeReason.Value('DRAIN_NODE_REASON_PREEMPTION'); now = time.time(); "
+            f"accepted = head.drain_node({raylet.node_id()!r}, reason, 'reclaimed', int((now + {deadline_s}) * 1000)); "
+            "assert accepted[0], accepted; print(now, flush=True)"
+        )
+        # What takes long, the imports, is over before the notice.
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", script],
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdin and process.stdout and process.stdout.readline() == "ready\n"
 
-    def ask(self, *arguments: str) -> None:
-        """Run a `ray` command against this cluster."""
-        command = [sys.executable, "-m", "ray.scripts.scripts", arguments[0], f"--address={self.address}"]
-        subprocess.run([*command, *arguments[1:]], env=self.environment, check=True, capture_output=True, timeout=120)
+        def announce() -> float:
+            told, _ = process.communicate("now\n", timeout=60)
+            assert process.returncode == 0
+            return float(told)
+
+        return announce
 
     def evaluate(self, expression: str) -> Any:
         """The value of a Python expression over `ray` and `serve`, in a process connected to this cluster."""
@@ -161,13 +187,11 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(*cpus: float, environment: dict[str, str] | None = None) -> Iterator[Cluster]:
-    """A cluster with a raylet for each of `cpus`, all of which have joined."""
-    started = Cluster(environment)
+def cluster(raylets: int) -> Iterator[Cluster]:
+    """A cluster of so many raylets, all of which have joined."""
+    started = Cluster()
     try:
-        for count in cpus:
-            started.add_raylet(count)
-        wait_until(lambda: all(raylet.has_joined() for raylet in started.raylets), "raylets join")
+        started.resize(raylets)
         yield started
     finally:
         started.close()

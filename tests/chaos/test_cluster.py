@@ -82,10 +82,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place(tmp_path_factory.mktemp("place"))
 
 
-@pytest.fixture
-def two_raylets() -> Iterator[Cluster]:
-    with cluster(1, 1) as started:
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Cluster]:
+    with cluster(2) as started:
         yield started
+
+
+@pytest.fixture
+def two_raylets(shared: Cluster) -> Cluster:
+    """The cluster of this module, mended."""
+    shared.resize(2)
+    return shared
 
 
 def test_run_goes_on_by_itself_without_a_replica_and_a_raylet(place: Place, two_raylets: Cluster) -> None:
@@ -93,7 +100,7 @@ def test_run_goes_on_by_itself_without_a_replica_and_a_raylet(place: Place, two_
     command.wait_for_shards(2)
     kill(two_raylets.replicas()[0])
     command.wait_for_shards(5)
-    two_raylets.raylets[1].kill()
+    two_raylets.remove(two_raylets.raylets[1])
     summary = place.require_undisturbed(command)
     assert summary["retries"]["lost"] > 0, "blocks were lost with those who held them"
     assert two_raylets.evaluate("list(serve.status().applications)") == []
@@ -101,27 +108,27 @@ def test_run_goes_on_by_itself_without_a_replica_and_a_raylet(place: Place, two_
 
 @pytest.mark.chaos
 @pytest.mark.timeout(600)
-def test_head_killed_and_restarted(place: Place, two_raylets: Cluster) -> None:
+def test_head_killed_and_restarted(place: Place) -> None:
     job = place.job()
-    command = Command(two_raylets, job, place.folder)
-    command.wait_for_shards(4)
-    two_raylets.head.kill()
-    assert command.wait() == 1
+    with cluster(2) as doomed:
+        command = Command(doomed, job, place.folder)
+        command.wait_for_shards(4)
+        doomed.head.kill()
+        assert command.wait() == 1
     assert "the head of its cluster is gone" in command.messages
     assert "run the same command to go on" in command.messages.replace("\n", " ")
     before = shards(job["output"])
-    two_raylets.close()
     _pretend_the_holder_was_elsewhere(job["output"])
-    with cluster(1, 1) as fresh:
+    with cluster(2) as fresh:
         again = Command(fresh, job, place.folder)
         again.wait_for_shards(len(before) + 1)
         waited = time.monotonic() - again.started
-        place_after = again.summary()
+        summary = again.summary()
     print(f"\nfirst new block {waited:.1f} s after the command was started again (limit {RESTART_LIMIT_S:g} s)")
     assert waited <= RESTART_LIMIT_S
     assert output_hash(job["output"]) == place.truth
-    assert place_after["blocks"]["dead"] == 0
-    assert any("waited for process" in warning for warning in place_after["warnings"])
+    assert summary["blocks"]["dead"] == 0
+    assert any("waited for process" in warning for warning in summary["warnings"])
 
 
 @pytest.mark.chaos
@@ -159,26 +166,30 @@ def test_killed_driver_delays_no_second_run(place: Place, two_raylets: Cluster) 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("deadline_s", [300, 30])
 def test_draining_node_gives_its_blocks_back(place: Place, two_raylets: Cluster, deadline_s: int) -> None:
-    command = Command(two_raylets, place.job(), place.folder)
-    command.wait_for_shards(2)
     leaving = two_raylets.raylets[1]
-    wait_until(lambda: bool(leaving.replicas()), "a replica runs on the node")
-    two_raylets.drain(leaving, deadline_s)
-    waited = wait_until(lambda: not leaving.replicas(), "its replica is gone", every_s=0.05)
+    announce = two_raylets.drain(leaving, deadline_s)
+    command = Command(two_raylets, place.job(), place.folder)
+    wait_until(lambda: len(two_raylets.replicas()) == 2, "both replicas run")
+    command.wait_for_shards(3)
+    announced = announce()
+    wait_until(lambda: not leaving.replicas(), "its replica is gone", every_s=0.05)
+    waited = time.time() - announced
     print(f"\nblocks given back {waited:.1f} s after the notice of {deadline_s} s (limit {DRAIN_LIMIT_S:g} s)")
     assert waited <= DRAIN_LIMIT_S
     summary = place.require_undisturbed(command)
     assert summary["retries"]["lost"] > 0
+    two_raylets.remove(leaving)
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(600)
-def test_range_of_replicas_begins_with_what_there_is_room_for(place: Place) -> None:
-    with cluster(1) as small:
-        command = Command(small, place.job({"min": 1, "max": 2}), place.folder)
-        command.wait_for_shards(1)
-        small.add_raylet(1)
-        summary = place.require_undisturbed(command)
+def test_range_of_replicas_begins_with_what_there_is_room_for(tmp_path: Path, shared: Cluster) -> None:
+    longer = Place(tmp_path, blocks_along_inline=24)
+    shared.resize(1)
+    command = Command(shared, longer.job({"min": 1, "max": 2}), tmp_path)
+    command.wait_for_shards(1)
+    shared.add_raylet()
+    summary = longer.require_undisturbed(command)
     assert len(summary["workers"]) == 2, "the replica that came later scored blocks too"
 
 
