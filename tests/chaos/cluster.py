@@ -126,8 +126,8 @@ class Cluster:
     def drain(self, raylet: Machine, deadline_s: int) -> Callable[[], float]:
         """A function that announces that a machine will be taken away, and returns when it did, by `time.time`."""
         script = (
-            "import sys, time, ray; from ray.core.generated import autoscaler_pb2; "
-            f"head = ray._raylet.GcsClient(address={self.address!r}); print('ready', flush=True); sys.stdin.readline(); "
+            "import time, ray; from ray.core.generated import autoscaler_pb2; "
+            f"head = ray._raylet.GcsClient(address={self.address!r}); print('ready', flush=True); input(); "
             "reason = autoscaler_pb2.DrainNodeReason.Value('DRAIN_NODE_REASON_PREEMPTION'); now = time.time(); "
             f"accepted = head.drain_node({raylet.node_id()!r}, reason, 'reclaimed', int((now + {deadline_s}) * 1000)); "
             "assert accepted[0], accepted; print(now, flush=True)"
