@@ -100,11 +100,19 @@ def run(
 
 
 @app.command()
-def plan(job_file: Annotated[str, typer.Argument(help="A job file.")], overrides: Overrides = None) -> None:
-    """Blocks, patch, bytes and memory of a scoring job, without running it."""
+def plan(
+    job_file: Annotated[str, typer.Argument(help="A job file.")],
+    overrides: Overrides = None,
+    calibrate: Annotated[int, typer.Option(help="Score so many blocks, and forecast time and cost from them.")] = 0,
+    simulate: Annotated[int, typer.Option(help="Imagine runs with up to so many replicas.")] = 0,
+    preemptions_per_hour: Annotated[float, typer.Option(help="How often a simulated replica is taken away.")] = 0.0,
+) -> None:
+    """Blocks, patch, bytes and memory of a scoring job; on request its time, cost and scaling."""
     from geobatch.job import forecast, load_job
 
-    _print_result(forecast(load_job(job_file, overrides or [])), True)
+    job = load_job(job_file, overrides or [])
+    told = forecast(job, calibrate=calibrate, simulate=simulate, preemptions_per_hour=preemptions_per_hour)
+    _print_result(told, True)
 
 
 @app.command()
@@ -181,6 +189,41 @@ def evaluate(
     from geobatch.train.evaluate import evaluate as run_evaluate
 
     _print_result(run_evaluate(scored, labels), as_json)
+
+
+@app.command()
+def serve(
+    bundle: Annotated[str, typer.Argument(help="URL of a bundle.")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; beyond this machine only with a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
+    token_file: Annotated[str | None, typer.Option(help="File with the token; else GEOBATCH_TOKEN.")] = None,
+    allow: Annotated[list[str] | None, typer.Option(help="Root of surveys and outputs that may be read.")] = None,
+    replicas: Annotated[int, typer.Option(help="Replicas that are kept.", min=1)] = 1,
+    max_replicas: Annotated[int | None, typer.Option(help="Replicas under load.", min=1)] = None,
+    cpus: Annotated[float, typer.Option(help="CPUs a replica reserves.")] = 1,
+    gpus: Annotated[float, typer.Option(help="GPUs a replica reserves.", min=0)] = 0,
+    threads: Annotated[int, typer.Option(help="Torch threads of a replica.", min=1)] = 1,
+    max_voxels: Annotated[int | None, typer.Option(help="Most voxels of a request; what memory allows.", min=1)] = None,
+) -> None:
+    """Answer predictions over HTTP until interrupted."""
+    from geobatch.online.command import run_server
+
+    run_server(
+        messages.print,
+        bundle=bundle,
+        host=host,
+        port=port,
+        token_file=token_file,
+        allow=allow or [],
+        replicas=replicas,
+        max_replicas=max_replicas,
+        cpus=cpus,
+        gpus=gpus,
+        threads=threads,
+        max_voxels=max_voxels,
+    )
 
 
 @app.command()

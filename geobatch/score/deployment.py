@@ -13,7 +13,7 @@ import traceback
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -25,14 +25,13 @@ from geobatch.errors import GeobatchError, StorageError, TransientError, UsageEr
 from geobatch.score.dispatch import Answer
 from geobatch.score.spec import ScorePlan, ScoreResources
 from geobatch.score.worker import BlockScorer, Task
-from geobatch.storage import TRANSIENT
 
 REQUESTS_PER_REPLICA = 2
 START_TIMEOUT_S = 300
 GROWTH_TIMEOUT_S = 1800
 HEARTBEAT_S = 5.0
 ABANDONED_S = 30.0
-WINDOW_AGE_S = 2.0
+WINDOW_POLL_S = 2.0
 DRAIN_POLL_S = 1.0
 
 
@@ -113,7 +112,7 @@ def describe_failure(error: Exception) -> dict[str, Any]:
         kind = "memory"
     elif isinstance(error, StorageError):
         kind = "fatal"
-    elif isinstance(error, TRANSIENT) or (isinstance(error, OSError) and not isinstance(error, GeobatchError)):
+    elif isinstance(error, TransientError) or (isinstance(error, OSError) and not isinstance(error, GeobatchError)):
         kind = "transient"
     else:
         kind = "poison"
@@ -128,7 +127,8 @@ class Pool:
     handle: Any
     resources: ScoreResources
     _replicas: int = 0
-    _asked: float = 0.0
+    _gone: TransientError | None = None
+    _ended: threading.Event = field(default_factory=threading.Event)
 
     def score(self, tasks: Sequence[Task]) -> list[Answer]:
         """The answers of one replica, in order; raises TransientError when it was lost on the way."""
@@ -145,15 +145,29 @@ class Pool:
 
         Raises:
             UsageError: the replicas did not start.
+            TransientError: they were removed.
         """
         if not self._replicas:
             self._remove_stale()
-            _wait_until_running(self.application, self.resources)
-        if time.monotonic() - self._asked > WINDOW_AGE_S:
-            with contextlib.suppress(ray.exceptions.RayError, RayServeException):
-                self._replicas = max(_running(self.application), 1)
-            self._asked = time.monotonic()
+            self._replicas = _wait_until_running(self.application, self.resources)
+            threading.Thread(target=self._follow, name="window", daemon=True).start()
+        if self._gone:
+            raise self._gone
         return self._replicas * REQUESTS_PER_REPLICA
+
+    def close(self) -> None:
+        """Ask no more how many replicas there are."""
+        self._ended.set()
+
+    def _follow(self) -> None:
+        """Keep the count of replicas. A thread of its own: Serve may not answer for minutes when the head is lost."""
+        while not self._ended.wait(WINDOW_POLL_S):
+            try:
+                self._replicas = max(_running(self.application), 1)
+            except TransientError as error:
+                self._gone = error
+            except (ray.exceptions.RayError, RayServeException):
+                continue
 
     def _remove_stale(self) -> None:
         """Remove what an earlier run of this output left, whose replicas hold what these need."""
@@ -163,7 +177,9 @@ class Pool:
 
 
 @contextlib.contextmanager
-def deployed(plan: ScorePlan, output_url: str, resources: ScoreResources) -> Iterator[Pool]:
+def deployed(
+    plan: ScorePlan, output_url: str, resources: ScoreResources, replica: type[Any] = Replica
+) -> Iterator[Pool]:
     """A context with a pool of replicas, started at its full size; they load their network meanwhile.
 
     Each run has an application of its own, named by its output. A warden on the cluster removes it when the driver is
@@ -173,6 +189,7 @@ def deployed(plan: ScorePlan, output_url: str, resources: ScoreResources) -> Ite
         plan: The plan every replica works by.
         output_url: Where shards go.
         resources: Replicas and what each reserves.
+        replica: What a replica is, made as `Replica` and with its `score`.
 
     Raises:
         UsageError: the cluster cannot hold the replicas.
@@ -183,7 +200,7 @@ def deployed(plan: ScorePlan, output_url: str, resources: ScoreResources) -> Ite
     family = f"score-{hashlib.sha256(output_url.encode()).hexdigest()[:12]}"
     application = f"{family}-{uuid.uuid4().hex[:8]}"
     target = serve.RunTarget(
-        target=_deployment(resources).bind(plan.model_dump_json(), output_url, resources.overlaps),
+        target=_deployment(resources, replica).bind(plan.model_dump_json(), output_url, resources.overlaps),
         name=application,
         route_prefix=None,
         logging_config={"log_level": "WARNING", "enable_access_log": False},
@@ -191,12 +208,13 @@ def deployed(plan: ScorePlan, output_url: str, resources: ScoreResources) -> Ite
     with _watched(application):
         try:
             (handle,) = serve.run_many([target], wait_for_applications_running=False)
-            yield Pool(application, handle, resources)
+            with contextlib.closing(Pool(application, handle, resources)) as pool:
+                yield pool
         finally:
             serve.delete(application)
 
 
-def _deployment(resources: ScoreResources) -> Any:
+def _deployment(resources: ScoreResources, replica: type[Any]) -> Any:
     options: dict[str, Any] = {"num_cpus": resources.cpus, "runtime_env": {"env_vars": cluster.WORKER_ENVIRONMENT}}
     if resources.gpus:
         options["num_gpus"] = resources.gpus
@@ -214,7 +232,7 @@ def _deployment(resources: ScoreResources) -> Any:
             }
         }
     return serve.deployment(
-        Replica,
+        replica,
         name="replica",
         max_ongoing_requests=REQUESTS_PER_REPLICA,
         ray_actor_options=options,
@@ -262,20 +280,29 @@ def _running(application: str) -> int:
     return deployment.replica_states.get("RUNNING", 0) if deployment else 0
 
 
-def _wait_until_running(application: str, resources: ScoreResources) -> None:
-    """Return when enough replicas run; raise UsageError when they do not come up."""
+def _wait_until_running(application: str, resources: ScoreResources) -> int:
+    """How many replicas run, once there are enough; raises UsageError when they do not come up."""
     timeout_s = GROWTH_TIMEOUT_S if cluster.may_grow() else START_TIMEOUT_S
     deadline = time.monotonic() + timeout_s
-    while _running(application) < resources.least:
+    while (running := _running(application)) < resources.least:
         status = serve.status().applications[application]
         if status.status == "DEPLOY_FAILED" or time.monotonic() > deadline:
             raise UsageError(
                 "replicas did not start",
-                measured=f"{status.status} {status.message}".strip(),
+                measured=_told(status),
                 limit=f"{_asked(resources)} within {timeout_s} s",
                 remedy="Lower resources in the job, or use a larger cluster.",
             )
         time.sleep(0.2)
+    return running
+
+
+def _told(status: Any) -> str:
+    """What Serve says of an application, in one line; of a failed replica the end of its traceback."""
+    deployment = status.deployments.get("replica")
+    message = (deployment.message if deployment else "") or status.message
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return f"{status.status}: {lines[-1] if lines else 'no reason given'}"
 
 
 def _require_room(resources: ScoreResources) -> None:

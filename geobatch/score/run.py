@@ -20,8 +20,9 @@ from geobatch.errors import IncompleteError, NotFoundError
 from geobatch.score.dispatch import Answer, Dispatcher, Tally, Work, now
 from geobatch.score.lease import Control, leased
 from geobatch.score.output import JOB, ScoredOutput, require_ours
-from geobatch.score.planning import Inputs, make_plan, open_inputs, wanted_blocks
+from geobatch.score.planning import Inputs, make_plan, open_inputs
 from geobatch.score.receipts import MANIFEST, Ledger, Numbers, Receipt
+from geobatch.score.region import wanted_blocks
 from geobatch.score.spec import ScoreJob, ScorePlan, ScoreResources
 from geobatch.score.verify import verify_receipts
 from geobatch.score.worker import Task
@@ -152,7 +153,7 @@ def _run(job: ScoreJob, force: bool, on_progress: OnProgress, open_pool: OpenPoo
     require_ours(inputs)
     plan = make_plan(inputs)
     volume = plan.chain.crop(inputs.volume)
-    wanted = wanted_blocks(plan.grid, volume, inputs.job)
+    wanted = wanted_blocks(plan.grid, volume, inputs.job.region)
     early: list[Pool] = []
     with contextlib.ExitStack() as stack:
 
@@ -180,6 +181,13 @@ def _run(job: ScoreJob, force: bool, on_progress: OnProgress, open_pool: OpenPoo
             where=inputs.job.output,
             measured=f"block {tally.dead[0].block}: {tally.dead[0].error}",
             remedy="geobatch retry of this output tries only those; geobatch report shows where they are.",
+        )
+    if tally.unspent:
+        raise IncompleteError(
+            f"the budget is spent, and {tally.unspent} blocks are not scored",
+            where=inputs.job.output,
+            measured=f"{summary['seconds']:.0f} s",
+            remedy="Run the job again to go on; what is done is kept.",
         )
     return summary
 
@@ -213,6 +221,7 @@ def _score_blocks(
             attempts=job.attempts,
             describe=lambda block: describe_block(plan, volume, block),
             on_receipt=count,
+            limit_s=job.budget.seconds(job.resources.most) if job.budget else math.inf,
         ).run()
 
 
@@ -239,6 +248,7 @@ def _summary(
             "dead": len(tally.dead),
             "adopted": tally.adopted,
             "reduced": tally.reduced,
+            "left_by_budget": tally.unspent,
         },
         "voxels": tally.voxels,
         "voxels_per_s": round(tally.voxels / seconds) if seconds else 0,
