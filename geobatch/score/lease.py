@@ -90,7 +90,8 @@ class Lease:
         Args:
             output_url: The output.
             timeout_s: How long an unchanged lease is watched before it counts as abandoned.
-            on_wait: Called once with who holds it, when there is something to wait for.
+            on_wait: Called once with who holds it, when there is something to wait for; what it does takes no
+                longer than the waiting.
 
         Raises:
             LeaseError: a living run holds it.
@@ -107,17 +108,17 @@ class Lease:
                 found, version = {"fence": 0, "released": True}, ""
             if found.get("run") == run:
                 return cls(storage, found["fence"], run, found, version)
-            if found["released"] or Holder(**found["holder"]).is_gone() or time.monotonic() - since > timeout_s:
+            # A reader that was held up itself must not take what changed meanwhile for abandoned.
+            abandoned = seen == version and time.monotonic() - since > timeout_s
+            if found["released"] or Holder(**found["holder"]).is_gone() or abandoned:
                 document = _document(found["fence"] + 1, run, holder)
                 if _replace(storage, document, version):
                     continue
             elif seen is None:
-                seen = version
+                seen, since = version, time.monotonic()
                 on_wait(_described(found))
             elif seen != version:
                 raise _held(storage.url, found)
-            if version != seen:
-                seen, since = version, time.monotonic()
             time.sleep(POLL_S)
 
     def require(self) -> None:

@@ -46,7 +46,10 @@ class Pool(Protocol):
         ...
 
     def window(self) -> int:
-        """How many calls of `score` it takes at once, at present."""
+        """How many calls of `score` it takes at once, at present; the first time it may wait until there are any.
+
+        Only a run that holds its output's lease asks.
+        """
         ...
 
 
@@ -151,7 +154,16 @@ def _run(job: ScoreJob, force: bool, on_progress: OnProgress, open_pool: OpenPoo
     plan = make_plan(inputs)
     volume = plan.chain.crop(inputs.volume)
     wanted = wanted_blocks(plan.grid, volume, inputs.job.region)
-    with leased(inputs.job.output, on_wait=lambda holder: inputs.warnings.append(f"waited for {holder}")) as control:
+    early: list[Pool] = []
+    with contextlib.ExitStack() as stack:
+
+        def wait_for(holder: str) -> None:
+            inputs.warnings.append(f"waited for {holder}")
+            # A lease is waited out for half a minute, which is what replicas take to start.
+            resources = inputs.job.resources.for_blocks(len(wanted))
+            early.append(stack.enter_context(open_pool(plan, inputs.job.output, resources)))
+
+        control = stack.enter_context(leased(inputs.job.output, on_wait=wait_for))
         output = ScoredOutput(inputs, plan, volume, control)
         output.begin(wanted)
         ledger = Ledger(control, plan)
@@ -159,7 +171,8 @@ def _run(job: ScoreJob, force: bool, on_progress: OnProgress, open_pool: OpenPoo
         started, clock = now(), time.perf_counter()
         kept = int(ledger.written[wanted].sum())
         on_progress(Progress(kept, kept + len(work.blocks)))
-        tally = _score_blocks(inputs.job, plan, ledger, work, volume, kept, on_progress, open_pool)
+        open_now = (lambda *_: contextlib.nullcontext(early[0])) if early else open_pool
+        tally = _score_blocks(inputs.job, plan, ledger, work, volume, kept, on_progress, open_now)
         summary = _summary(inputs, plan, tally, (len(wanted), kept), started, time.perf_counter() - clock)
         output.finish(ledger, tally, summary)
     if tally.dead:
