@@ -82,14 +82,11 @@ class Lease:
         self._thread.start()
 
     @classmethod
-    def acquire(
-        cls, output_url: str, *, timeout_s: float = TIMEOUT_S, on_wait: Callable[[str], None] = lambda holder: None
-    ) -> Lease:
-        """The lease of an output, at once when it is free, or when its holder has not renewed it for `timeout_s`.
+    def acquire(cls, output_url: str, *, on_wait: Callable[[str], None] = lambda holder: None) -> Lease:
+        """The lease of an output, at once when it is free, or when its holder has not renewed it for `TIMEOUT_S`.
 
         Args:
             output_url: The output.
-            timeout_s: How long an unchanged lease is watched before it counts as abandoned.
             on_wait: Called once with who holds it, when there is something to wait for.
 
         Raises:
@@ -107,7 +104,7 @@ class Lease:
                 found, version = {"fence": 0, "released": True}, ""
             if found.get("run") == run:
                 return cls(storage, found["fence"], run, found, version)
-            if found["released"] or Holder(**found["holder"]).is_gone() or time.monotonic() - since > timeout_s:
+            if found["released"] or Holder(**found["holder"]).is_gone() or time.monotonic() - since > TIMEOUT_S:
                 document = _document(found["fence"] + 1, run, holder)
                 if _replace(storage, document, version):
                     continue
