@@ -9,6 +9,14 @@ A patch starts at a multiple of the network's total stride S, so that pooling me
 whole survey. One that stays inside the survey is P long, a multiple of S. One that touches the far edge ends
 exactly at N and is P or P - S + N mod S long, so that the residue N mod S is truncated as on the whole. Patches
 slide inwards to the edges, hence at most two lengths per axis. An axis no longer than P is one patch of length N.
+
+In blend mode the patches form one lattice over the whole survey, under the same rules for their edges, and every
+patch that touches a block contributes to it, weighted:
+
+    patches o ├───────────┤
+                     ├───────────┤
+                            ├───────────┤                          overlap is a part of P
+    write             ├──────────┤                               three patches contribute
 """
 
 from __future__ import annotations
@@ -16,7 +24,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from geobatch.errors import UsageError
 
@@ -27,7 +36,10 @@ Halo = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Patch:
-    """One forward pass: what the network sees, and the part of it that is kept, both in survey cells."""
+    """One forward pass: what the network sees, and the part of it that counts for a block, both in survey cells.
+
+    In halo mode kept parts tile the block, in blend mode they overlap.
+    """
 
     see: Region
     keep: Region
@@ -54,6 +66,19 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Blend:
+    """How overlapping patches share cells.
+
+    Attributes:
+        overlap: Part of the patch that neighbouring patches share, 0 up to but not including 1.
+        weights: `gaussian`, a bell around the patch's centre whose standard deviation is 1/8 of the patch; `constant`.
+    """
+
+    overlap: float
+    weights: Literal["gaussian", "constant"] = "gaussian"
+
+
+@dataclass(frozen=True)
 class Grid:
     """How a survey is cut: the same for every block, replica and order, fixed by the plan.
 
@@ -64,6 +89,8 @@ class Grid:
         stride: Total stride of the network per axis.
         halo: Cells before and after that a prediction needs, from a stride-aligned patch edge.
         reach: Cells before and after that preprocessing needs on top.
+        blend: How patches overlap, in blend mode; None in halo mode.
+        whole: Numbers of the axes that every patch sees whole.
     """
 
     shape: tuple[int, ...]
@@ -72,14 +99,28 @@ class Grid:
     stride: tuple[int, ...]
     halo: Halo
     reach: Halo
+    blend: Blend | None = None
+    whole: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.blend and not 0 <= self.blend.overlap < 1:
+            raise UsageError(
+                "overlap is no part of a patch", where="overlap", measured=self.blend.overlap, limit="0 up to 1"
+            )
+        for axis in self.whole:
+            if self.patch[axis] < self.shape[axis]:
+                raise UsageError(
+                    "patch does not hold the whole axis",
+                    where=f"axis {axis}",
+                    measured=f"{self.patch[axis]} cells",
+                    limit=f"{self.shape[axis]} cells",
+                )
         for axis, (n, p, s, h) in enumerate(zip(self.shape, self.patch, self.stride, self.halo, strict=True)):
-            if p % s:
+            if p < 1 or p % s:
                 raise UsageError(
                     "patch is no multiple of the network's stride", where=f"axis {axis}", measured=p, limit=f"{s}·k"
                 )
-            if p < n and p < smallest_patch(s, h):
+            if not self.blend and p < n and p < smallest_patch(s, h):
                 raise UsageError(
                     "patch is smaller than its halo needs",
                     where=f"axis {axis}",
@@ -146,29 +187,67 @@ class Grid:
         return tuple(slice(spans[0][0].start, spans[-1][0].stop) for spans in self._spans(write))
 
     def longest_read(self) -> tuple[int, ...]:
-        """The most cells any block reads, per axis: one of the first two, the middle or the last."""
+        """The most cells any block reads, per axis."""
         lengths = []
-        for axis, count in enumerate(self.counts):
-            before, after = self.reach[axis]
+        for axis, (n, (before, after)) in enumerate(zip(self.shape, self.reach, strict=True)):
             reads = []
-            for i in {0, min(1, count - 1), count // 2, count - 1}:
-                write = slice(i * self.shard[axis], min((i + 1) * self.shard[axis], self.shape[axis]))
-                spans = self._axis_spans(axis, write)
-                start = max(0, spans[0][0].start - before)
-                reads.append(min(self.shape[axis], spans[-1][0].stop + after) - start)
+            for start, _ in self._kinds(axis):
+                spans = self._axis_spans(axis, self._written(axis, start))
+                reads.append(min(n, spans[-1][0].stop + after) - max(0, spans[0][0].start - before))
             lengths.append(max(reads))
         return tuple(lengths)
 
     def redundancy(self) -> float:
         """Voxels computed per voxel written, over the whole survey."""
         computed = 1.0
-        for axis, count in enumerate(self.counts):
+        for axis, n in enumerate(self.shape):
             cells = 0
-            for i in range(count):
-                write = slice(i * self.shard[axis], min((i + 1) * self.shard[axis], self.shape[axis]))
-                cells += sum(see.stop - see.start for see, _ in self._axis_spans(axis, write))
-            computed *= cells / self.shape[axis]
+            for start, blocks in self._kinds(axis):
+                spans = self._axis_spans(axis, self._written(axis, start))
+                cells += blocks * sum(see.stop - see.start for see, _ in spans)
+            computed *= cells / n
         return computed
+
+    def with_smaller_patch(self) -> Grid:
+        """The same in halo mode with the longest reducible side of the patch halved: less memory, the same result.
+
+        Raises:
+            UsageError: nothing can be reduced without another result, or at all.
+        """
+        halves = list(self.patch)
+        for axis, (p, n, s, h) in enumerate(zip(self.patch, self.shape, self.stride, self.halo, strict=True)):
+            if axis not in self.whole and self.blend is None:
+                halves[axis] = min(p, max(min(p, -(-n // s) * s) // 2 // s * s, smallest_patch(s, h)))
+        gains = [min(p, n) - half for p, n, half in zip(self.patch, self.shape, halves, strict=True)]
+        longest = max(range(len(gains)), key=gains.__getitem__)
+        if gains[longest] <= 0:
+            raise UsageError(
+                "memory does not hold the smallest patch",
+                measured=self.patch,
+                remedy="Lower shard, or give the replicas more memory.",
+            )
+        return replace(self, patch=(*self.patch[:longest], halves[longest], *self.patch[longest + 1 :]))
+
+    def _written(self, axis: int, start: int) -> slice:
+        return slice(start, min(start + self.shard[axis], self.shape[axis]))
+
+    def _kinds(self, axis: int) -> list[tuple[int, int]]:
+        """Block starts along one axis that stand for all others of their kind, and how many they stand for.
+
+        Blocks whose patches touch no edge of the survey repeat with the period of patch origins.
+        """
+        n, b, p, s = self.shape[axis], self.shard[axis], self.patch[axis], self.stride[axis]
+        count = -(-n // b)
+        step = self._step(axis) if self.blend else s
+        period = step // math.gcd(b, step)
+        margin = p + step + sum(self.halo[axis])
+        first = min(-(-margin // b), count)
+        last = max((n - margin) // b - 1, first)
+        if last - first <= period:
+            return [(i * b, 1) for i in range(count)]
+        inner = last - first
+        kinds = [(i * b, 1) for i in (*range(first), *range(last, count))]
+        return kinds + [((first + k) * b, -(-(inner - k) // period)) for k in range(period)]
 
     def _spans(self, write: Region) -> list[list[tuple[slice, slice]]]:
         return [self._axis_spans(axis, cells) for axis, cells in enumerate(write)]
@@ -179,6 +258,8 @@ class Grid:
         if n <= p:
             return [(slice(0, n), write)]
         edge_length = p if n % s == 0 else p - s + n % s
+        if self.blend:
+            return self._lattice_spans(axis, write, n - edge_length)
         spans = []
         done = write.start
         while done < write.stop:
@@ -190,6 +271,22 @@ class Grid:
             spans.append((see, slice(done, min(end, write.stop))))
             done = min(end, write.stop)
         return spans
+
+    def _step(self, axis: int) -> int:
+        """Cells from one lattice patch to the next: the largest multiple of the stride that the overlap allows."""
+        p, s = self.patch[axis], self.stride[axis]
+        overlap = self.blend.overlap if self.blend else 0.0
+        return max(int(p * (1 - overlap)) // s, 1) * s
+
+    def _lattice_spans(self, axis: int, write: slice, last_origin: int) -> list[tuple[slice, slice]]:
+        """The patches of the survey's lattice that touch `write`, and where they do."""
+        n, p, step = self.shape[axis], self.patch[axis], self._step(axis)
+        first = max(0, (write.start - p) // step + 1) * step
+        origins = [o for o in range(first, write.stop, step) if o + p < n]
+        sees = [slice(o, o + p) for o in origins]
+        if write.stop > last_origin:
+            sees.append(slice(last_origin, n))
+        return [(see, slice(max(see.start, write.start), min(see.stop, write.stop))) for see in sees]
 
 
 def smallest_patch(stride: int, halo: tuple[int, int]) -> int:

@@ -99,11 +99,19 @@ def run(
 
 
 @app.command()
-def plan(job_file: Annotated[str, typer.Argument(help="A job file.")], overrides: Overrides = None) -> None:
-    """Blocks, patch, bytes and memory of a scoring job, without running it."""
+def plan(
+    job_file: Annotated[str, typer.Argument(help="A job file.")],
+    overrides: Overrides = None,
+    calibrate: Annotated[int, typer.Option(help="Score so many blocks, and forecast time and cost from them.")] = 0,
+    simulate: Annotated[int, typer.Option(help="Imagine runs with up to so many replicas.")] = 0,
+    preemptions_per_hour: Annotated[float, typer.Option(help="How often a simulated replica is taken away.")] = 0.0,
+) -> None:
+    """Blocks, patch, bytes and memory of a scoring job; on request its time, cost and scaling."""
     from geobatch.job import forecast, load_job
 
-    _print_result(forecast(load_job(job_file, overrides or [])), True)
+    job = load_job(job_file, overrides or [])
+    told = forecast(job, calibrate=calibrate, simulate=simulate, preemptions_per_hour=preemptions_per_hour)
+    _print_result(told, True)
 
 
 @app.command()

@@ -94,17 +94,35 @@ def run_job(
     return {"bundle": job.output, "hash": bundle.hash, "halo": bundle.reach.halo, **figures}
 
 
-def forecast(job: Job) -> dict[str, Any]:
-    """What a scoring job would do: blocks, patch, redundancy, bytes and memory.
+def forecast(job: Job, *, calibrate: int = 0, simulate: int = 0, preemptions_per_hour: float = 0.0) -> dict[str, Any]:
+    """What a scoring job would do: blocks, patch, redundancy, bytes and memory; on request time and cost.
+
+    Args:
+        job: A scoring job.
+        calibrate: So many of its blocks are scored, and thrown away, for the key `forecast`.
+        simulate: Runs with up to so many replicas are imagined from that, for the key `scaling`.
+        preemptions_per_hour: How often each of these replicas is taken away.
 
     Raises:
-        UsageError: the job is no scoring job, or memory cannot fit.
+        UsageError: the job is no scoring job, memory cannot fit, or nothing was calibrated to simulate from.
     """
     from geobatch.score.planning import forecast_score
 
     if not isinstance(job, ScoreJob):
         raise UsageError("only scoring jobs can be planned", measured=f"job: {job.job}", limit="job: score")
-    return forecast_score(job)
+    if simulate and not calibrate:
+        raise UsageError("a simulation needs measured blocks", where="--simulate", remedy="Give --calibrate too.")
+    told = forecast_score(job)
+    if calibrate:
+        from geobatch.score.calibrate import calibrate as run_calibration
+        from geobatch.score.calibrate import forecast_run
+        from geobatch.score.simulate import scaling
+
+        inputs, calibration = run_calibration(job, calibrate)
+        told["forecast"] = forecast_run(inputs, calibration)
+        if simulate:
+            told["scaling"] = scaling(calibration.work, simulate, preemptions_per_hour=preemptions_per_hour)
+    return told
 
 
 def _override(document: dict[str, Any], override: str) -> None:

@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from geobatch.blocks import Grid
 from geobatch.models import build_model
 from geobatch.models.bundle import ClassInfo, DataDescription, make_bundle, save_bundle
 from geobatch.preprocess import Chain
+from geobatch.score.spec import ScorePlan
 from geobatch.shards import (
     ArraySpec,
     create_arrays,
@@ -109,3 +111,23 @@ def write_bundle(url: str, volume: npt.NDArray[np.float32], levels: int = 2) -> 
         data=DataDescription(quantity="amplitude", domain="time", sample_unit="ms", sample_interval=4.0),
     )
     return save_bundle(url, bundle)
+
+
+def plan_of(shape: tuple[int, int, int], shard: tuple[int, int, int]) -> ScorePlan:
+    """A plan without survey and bundle, for what only counts blocks."""
+    return ScorePlan(
+        survey="",
+        survey_identity="",
+        bundle="",
+        bundle_hash="",
+        statistics="bundle",
+        crop=None,
+        chain=Chain(),
+        grid=Grid(shape, shard, shard, (1, 1, 1), ((0, 0),) * 3, ((0, 0),) * 3),
+        chunk=shard,
+        batch=1,
+        threads=1,
+        device="cpu",
+        probabilities="uint8",
+        classes=CLASSES,
+    )

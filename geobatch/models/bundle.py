@@ -6,6 +6,7 @@ last and holding the weights' hash. Where `bundle.json` is missing there is no b
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -14,14 +15,14 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 from safetensors import SafetensorError
 from torch import nn
 
 from geobatch.blocks import Halo
 from geobatch.errors import IntegrityError, NotFoundError
 from geobatch.models import build_model
-from geobatch.models.reach import Reach, check_tiling, measure_reach
+from geobatch.models.reach import verified_reach
 from geobatch.preprocess import Chain, Crop
 from geobatch.storage import open_storage
 
@@ -62,12 +63,21 @@ class DataDescription(_Frozen):
 
 
 class ReachInfo(_Frozen):
-    """The measured reach, as `models.reach.Reach` documents it."""
+    """The measured reach, as `models.reach.Reach` documents it, and the worst deviation of tiled from whole output."""
 
     stride: tuple[int, ...]
     by_phase: tuple[Halo, ...]
     halo: Halo
+    unbounded: tuple[int, ...] = ()
     tiling_deviation: float
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A bounded network's reach reads, and hashes, as it did in bundles that knew no other."""
+        document: dict[str, Any] = serialize(self)
+        if not self.unbounded:
+            del document["unbounded"]
+        return document
 
 
 class BundleSpec(_Frozen):
@@ -122,6 +132,8 @@ def make_bundle(
 ) -> Bundle:
     """A bundle of a trained network, its reach measured and its tiling checked for every size modulo the stride.
 
+    Axes along which its output depends on the whole patch, or on the patch's size or place, are recorded as unbounded.
+
     Args:
         name: The bundle's name.
         network: The trained network.
@@ -135,14 +147,13 @@ def make_bundle(
         provenance: Where it comes from.
 
     Raises:
-        MismatchError: its output depends on the whole patch or on the patch's position.
+        MismatchError: it returns no finite number, or takes no patch of a few strides per axis.
     """
     network = network.to("cpu").eval()
     state: dict[str, torch.Tensor] = {k: v.detach().contiguous() for k, v in network.state_dict().items()}
     weights = safetensors.torch.save(state)
     in_channels = int(model.get("in_channels", 1))
-    reach: Reach = measure_reach(network, in_channels, stride)
-    deviation = check_tiling(network, in_channels, reach)
+    reach, deviation = verified_reach(network, in_channels, stride)
     spec = BundleSpec(
         name=name,
         model=dict(model),
@@ -150,7 +161,7 @@ def make_bundle(
         in_channels=in_channels,
         classes=classes,
         chain=chain.model_copy(update={"steps": tuple(step for step in chain.steps if not isinstance(step, Crop))}),
-        reach=ReachInfo(stride=reach.stride, by_phase=reach.by_phase, halo=reach.halo, tiling_deviation=deviation),
+        reach=ReachInfo(**dataclasses.asdict(reach), tiling_deviation=deviation),
         data=data,
         metrics=dict(metrics or {}),
         provenance=dict(provenance or {}),

@@ -1,49 +1,29 @@
 """How far a network's output depends on its input: measured on the network itself, by structure, not by values.
 
 A gradient of the trained network underestimates the reach: a ReLU that happens to be off and a max-pool that chose
-another cell hide paths. So a double with the same wiring is measured: positive weights, no bias, no rectifier,
-average- for max-pooling, batch norm (a fixed scaling in evaluation) left out. There every path adds, and none can
-cancel. Norms over the patch become a sum over the patch, which shows as reach that grows with it.
+another cell hide paths. So single input planes are followed through the network's wiring (`models/dependence.py`).
+Where the outputs that depend on a plane reach the end of every probe, however long, the axis counts as unbounded.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from geobatch.blocks import Grid, Halo, smallest_patch
 from geobatch.errors import MismatchError
+from geobatch.models.dependence import DependenceMode, WholeDependenceError, is_marked, mark
 
 LONGEST_PROBE = 512
+LONGEST_PROBE_STRIDES = 64
 TOLERANCE = 1e-10
-_IDENTITIES = (
-    nn.ReLU,
-    nn.LeakyReLU,
-    nn.ELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Sigmoid,
-    nn.Tanh,
-    nn.PReLU,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.Dropout3d,
-)
-_PATCH_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm)
-_AVERAGE_POOLS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.MaxPool1d: nn.AvgPool1d,
-    nn.MaxPool2d: nn.AvgPool2d,
-    nn.MaxPool3d: nn.AvgPool3d,
-}
+Lengths = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -54,11 +34,14 @@ class Reach:
         stride: Total stride per axis: the period of its position dependence.
         by_phase: Per axis and output phase modulo the stride, cells before and after that the output depends on.
         halo: Per axis, cells lost before and after inside a patch with stride-aligned edges.
+        unbounded: Numbers of the axes along which the output depends on the whole patch, or on its size or place;
+            their entries in `by_phase` and `halo` are zeros that mean nothing.
     """
 
     stride: tuple[int, ...]
     by_phase: tuple[Halo, ...]
     halo: Halo
+    unbounded: tuple[int, ...] = ()
 
 
 def measure_reach(network: nn.Module, in_channels: int, stride: tuple[int, ...]) -> Reach:
@@ -67,113 +50,140 @@ def measure_reach(network: nn.Module, in_channels: int, stride: tuple[int, ...])
     Args:
         network: Takes `(batch, channel, *axes)`, returns `(batch, class, *axes)` of the same lengths.
         in_channels: Channels of its input.
-        stride: Total stride per axis, as the architecture states it; `check_tiling` tests it.
+        stride: Total stride per axis, as the architecture states it; `verified_reach` tests it.
 
     Raises:
-        MismatchError: the output depends on the whole patch, however long.
+        MismatchError: the network takes no patch of a few strides per axis.
     """
-    double = _structural_double(network)
-    by_phase = tuple(_axis_reach(double, in_channels, stride, axis) for axis in range(len(stride)))
+    network = copy.deepcopy(network).float().eval()
+    around = _least_lengths(network, in_channels, stride)
+    found = [_axis_reach(network, in_channels, stride, around, axis) for axis in range(len(stride))]
+    by_phase = tuple(phases or ((0, 0),) * s for phases, s in zip(found, stride, strict=True))
     halo = tuple(_aligned_halo(phases, s) for phases, s in zip(by_phase, stride, strict=True))
-    return Reach(stride, by_phase, halo)
+    unbounded = tuple(axis for axis, phases in enumerate(found) if phases is None)
+    return Reach(stride, by_phase, halo, unbounded)
 
 
-def check_tiling(network: nn.Module, in_channels: int, reach: Reach) -> float:
-    """The largest deviation of tiled from whole output, relative to the largest, for every size modulo the stride.
+def verified_reach(network: nn.Module, in_channels: int, stride: tuple[int, ...]) -> tuple[Reach, float]:
+    """The measured reach and the worst deviation of tiled from whole output, relative to the largest logit.
 
-    The network's own weights are used, in float64, along each axis in turn.
+    Structure does not see everything, such as resizing to a given size. An axis whose deviation exceeds 1e-10 for any
+    size modulo the stride counts as unbounded.
 
     Raises:
-        MismatchError: the deviation is above 1e-10: structure alone did not see everything.
+        MismatchError: the network returns no finite number, or takes no patch of a few strides per axis.
     """
+    reach = measure_reach(network, in_channels, stride)
+    deviations = tiling_deviations(network, in_channels, reach)
+    failing = {axis for axis, deviation in enumerate(deviations) if not deviation <= TOLERANCE}
+    unbounded = tuple(sorted({*reach.unbounded, *failing}))
+    halo = tuple((0, 0) if axis in unbounded else pair for axis, pair in enumerate(reach.halo))
+    return replace(reach, halo=halo, unbounded=unbounded), max(d for d in (0.0, *deviations) if d <= TOLERANCE)
+
+
+def tiling_deviations(network: nn.Module, in_channels: int, reach: Reach) -> tuple[float, ...]:
+    """Per axis, how far tiled and whole output differ, relative to the largest, over every size modulo the stride.
+
+    The network's own weights are used, in float64, along each bounded axis in turn; an unbounded one has 0.
+
+    Raises:
+        MismatchError: the network returns no finite number.
+    """
+    around = _least_lengths(copy.deepcopy(network).float().eval(), in_channels, reach.stride)
     network = copy.deepcopy(network).double().eval()
-    worst = 0.0
+    worst = [0.0] * len(reach.stride)
     for axis, stride in enumerate(reach.stride):
         patch = smallest_patch(stride, reach.halo[axis]) + stride
-        for residue in range(stride):
-            lengths = [s + 1 for s in reach.stride]
-            lengths[axis] = patch * 2 + residue
-            worst = float(np.maximum(worst, _tiling_deviation(network, in_channels, reach, axis, patch, lengths)))
-    if not worst <= TOLERANCE:
-        raise MismatchError(
-            "tiled prediction differs from the whole although the halo is the measured reach",
-            where=type(network).__name__,
-            measured=f"relative deviation {worst:.1e}",
-            limit=f"{TOLERANCE:.0e}",
-            remedy="The network depends on the patch's size or position: it cannot be scored in halo mode.",
-        )
-    return worst
+        for residue in range(stride if axis not in reach.unbounded else 0):
+            lengths = (*around[:axis], patch * 2 + residue, *around[axis + 1 :])
+            deviation = _tiling_deviation(network, in_channels, reach, axis, patch, lengths)
+            worst[axis] = max(worst[axis], deviation)
+    return tuple(worst)
 
 
-def _structural_double(network: nn.Module) -> nn.Module:
-    """The same wiring with every path positive and linear."""
-    double = copy.deepcopy(network).double().eval()
-    for name, module in list(double.named_modules()):
-        if isinstance(module, _IDENTITIES):
-            _replace(double, name, nn.Identity())
-        elif isinstance(module, _PATCH_NORMS):
-            _replace(double, name, _SumOverPatch())
-        elif type(module) in _AVERAGE_POOLS:
-            _replace(double, name, _average_pool(module))
-    with torch.no_grad():
-        for name, parameter in double.named_parameters():
-            if name.endswith("bias"):
-                parameter.zero_()
-            else:
-                parameter.fill_(1.0 / max(parameter[0].numel(), 1))
-    return double.requires_grad_(False)
+def _least_lengths(network: nn.Module, in_channels: int, stride: tuple[int, ...]) -> Lengths:
+    """The smallest patch of some strides and a cell that the network takes; padding by reflection needs some cells."""
+    failure: Exception | None = None
+    for strides in (1, 2, 4, 8):
+        lengths = tuple(strides * s + 1 for s in stride)
+        try:
+            with torch.no_grad():
+                network(torch.zeros((1, in_channels, *lengths)))
+        except (RuntimeError, ValueError) as error:
+            failure = error
+        else:
+            return lengths
+    raise MismatchError(
+        "the network takes no patch of a few strides per axis",
+        where=type(network).__name__,
+        measured=str(failure),
+        limit=f"(batch, {in_channels}, *axes), stride {stride}",
+        remedy="State its total stride, and let it take any size.",
+    ) from failure
 
 
-class _SumOverPatch(nn.Module):
-    """Stands for a norm whose statistics come from the patch."""
-
-    def forward(self, x_BC: torch.Tensor) -> torch.Tensor:
-        axes = tuple(range(2, x_BC.dim()))
-        return x_BC + x_BC.mean(dim=axes, keepdim=True)
-
-
-def _average_pool(pool: Any) -> nn.Module:
-    return _AVERAGE_POOLS[type(pool)](
-        pool.kernel_size, stride=pool.stride, padding=pool.padding, ceil_mode=pool.ceil_mode
-    )
-
-
-def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent_name, _, child = name.rpartition(".")
-    setattr(root.get_submodule(parent_name), child, module)
-
-
-def _axis_reach(double: nn.Module, in_channels: int, stride: tuple[int, ...], axis: int) -> Halo:
-    """Cells before and after, for each output phase along one axis; the probe grows until its edges are not touched."""
+def _axis_reach(
+    network: nn.Module, in_channels: int, stride: tuple[int, ...], around: Lengths, axis: int
+) -> Halo | None:
+    """Cells before and after, for each output phase along one axis; None when no probe is long enough."""
     period = stride[axis]
     length = 16 * period
-    while length <= LONGEST_PROBE:
+    while length <= max(LONGEST_PROBE, LONGEST_PROBE_STRIDES * period):
+        lengths = (*around[:axis], length, *around[axis + 1 :])
         centre = length // 2 // period * period
-        phases = [_support(double, in_channels, stride, axis, length, centre + phase) for phase in range(period)]
-        if all(first > 0 and last < length - 1 for first, last in phases):
-            return tuple((centre + k - first, last - centre - k) for k, (first, last) in enumerate(phases))
+        reached = [(0, 0)] * period
+        for plane in range(centre, centre + period):
+            outputs = _dependent_planes(network, in_channels, lengths, axis, plane)
+            if outputs and (outputs[0] == 0 or outputs[-1] == length - 1):
+                break
+            for output in outputs:
+                before, after = reached[output % period]
+                reached[output % period] = (max(before, output - plane), max(after, plane - output))
+        else:
+            return tuple(reached)
         length *= 2
-    raise MismatchError(
-        "the network's output depends on its whole patch",
-        where=f"axis {axis}",
-        measured=f"reach beyond {LONGEST_PROBE // 2} cells",
-        limit="a bounded reach, for halo mode",
-        remedy="Replace norms over the patch by batch norm, and attention over it by one of bounded reach.",
-    )
+    return None
 
 
-def _support(
-    double: nn.Module, in_channels: int, stride: tuple[int, ...], axis: int, length: int, plane: int
-) -> tuple[int, int]:
-    """First and last input cell along `axis` that one output plane depends on."""
-    lengths = [s + 1 for s in stride]
-    lengths[axis] = length
-    x_BC = torch.ones((1, in_channels, *lengths), dtype=torch.float64, requires_grad=True)
-    output = double(x_BC)
-    (gradient,) = torch.autograd.grad(output.select(axis + 2, plane).sum(), x_BC)
-    others = [d for d in range(gradient.dim()) if d != axis + 2]
-    cells = torch.nonzero(gradient.abs().sum(dim=others)).flatten()
-    return int(cells[0]), int(cells[-1])
+def _dependent_planes(network: nn.Module, in_channels: int, lengths: Lengths, axis: int, plane: int) -> list[int]:
+    """The output planes along `axis`, ascending, that depend on one input plane; all of them where it cannot be told.
+
+    Raises:
+        MismatchError: the output has other lengths than the input.
+    """
+    x_BC = torch.zeros((1, in_channels, *lengths))
+    x_BC.select(axis + 2, plane).fill_(1)
+    try:
+        with torch.no_grad(), _plain_operations(), DependenceMode():  # type: ignore[no-untyped-call]
+            output = network(mark(x_BC))
+    except (WholeDependenceError, RuntimeError):
+        # The network itself runs at such lengths, so it is the marks that it does not take.
+        return list(range(lengths[axis]))
+    if not is_marked(output):
+        return list(range(lengths[axis]))
+    if tuple(output.shape[2:]) != lengths:
+        raise MismatchError(
+            "the network's output is of another size than its input",
+            where=type(network).__name__,
+            measured=tuple(output.shape[2:]),
+            limit=lengths,
+        )
+    others = [d for d in range(output.dim()) if d != axis + 2]
+    return torch.nonzero(output.amax(others)).flatten().tolist()
+
+
+@contextmanager
+def _plain_operations() -> Iterator[None]:
+    """Attention and recurrence as matrix products; the fused kernels say nothing of what they couple."""
+    attention, recurrence = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(attention)
+        torch.backends.mkldnn.enabled = recurrence
 
 
 def _aligned_halo(phases: Halo, stride: int) -> tuple[int, int]:
@@ -186,14 +196,14 @@ def _aligned_halo(phases: Halo, stride: int) -> tuple[int, int]:
 
 @torch.no_grad()
 def _tiling_deviation(
-    network: nn.Module, in_channels: int, reach: Reach, axis: int, patch: int, lengths: list[int]
+    network: nn.Module, in_channels: int, reach: Reach, axis: int, patch: int, lengths: Lengths
 ) -> float:
     axes = len(lengths)
     patches = tuple(
         patch if a == axis else -(-n // s) * s for a, (n, s) in enumerate(zip(lengths, reach.stride, strict=True))
     )
     no_reach = ((0, 0),) * axes
-    grid = Grid(tuple(lengths), tuple(lengths), patches, reach.stride, reach.halo, no_reach)
+    grid = Grid(lengths, lengths, patches, reach.stride, reach.halo, no_reach)
     generator = torch.Generator().manual_seed(0)
     x_BC = torch.randn((1, in_channels, *lengths), dtype=torch.float64, generator=generator)
     whole = network(x_BC)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from geobatch.blocks import Grid
 from geobatch.report.figures import ClassStyle
@@ -189,11 +190,8 @@ def textual_header(survey: ScoredSurvey) -> str:
 
 def _redundancy(grid: dict[str, Any]) -> float | None:
     try:
-        keys = ("shape", "shard", "patch", "stride")
-        sizes = [tuple(grid[key]) for key in keys]
-        halos = [tuple((before, after) for before, after in grid[key]) for key in ("halo", "reach")]
-        return Grid(*sizes, *halos).redundancy()
-    except (KeyError, TypeError, ValueError):
+        return TypeAdapter(Grid).validate_python(grid).redundancy()
+    except ValueError:
         return None
 
 

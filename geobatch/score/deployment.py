@@ -133,7 +133,9 @@ class Pool:
 
 
 @contextlib.contextmanager
-def deployed(plan: ScorePlan, output_url: str, resources: ScoreResources) -> Iterator[Pool]:
+def deployed(
+    plan: ScorePlan, output_url: str, resources: ScoreResources, replica: type[Any] = Replica
+) -> Iterator[Pool]:
     """A context in which a pool of replicas runs, started at its full size.
 
     Each run has an application of its own, named by its output. A warden on the cluster removes it when the driver is
@@ -143,6 +145,7 @@ def deployed(plan: ScorePlan, output_url: str, resources: ScoreResources) -> Ite
         plan: The plan every replica works by.
         output_url: Where shards go.
         resources: Replicas and what each reserves.
+        replica: What a replica is, made as `Replica` and with its `score`.
 
     Raises:
         UsageError: the cluster cannot hold the replicas.
@@ -155,7 +158,7 @@ def deployed(plan: ScorePlan, output_url: str, resources: ScoreResources) -> Ite
         serve.delete(stale)
     application = f"{family}-{uuid.uuid4().hex[:8]}"
     target = serve.RunTarget(
-        target=_deployment(resources).bind(plan.model_dump_json(), output_url, resources.overlaps),
+        target=_deployment(resources, replica).bind(plan.model_dump_json(), output_url, resources.overlaps),
         name=application,
         route_prefix=None,
         logging_config={"log_level": "WARNING", "enable_access_log": False},
@@ -169,7 +172,7 @@ def deployed(plan: ScorePlan, output_url: str, resources: ScoreResources) -> Ite
             serve.delete(application)
 
 
-def _deployment(resources: ScoreResources) -> Any:
+def _deployment(resources: ScoreResources, replica: type[Any]) -> Any:
     options: dict[str, Any] = {"num_cpus": resources.cpus, "runtime_env": {"env_vars": cluster.WORKER_ENVIRONMENT}}
     if resources.gpus:
         options["num_gpus"] = resources.gpus
@@ -187,7 +190,7 @@ def _deployment(resources: ScoreResources) -> Any:
             }
         }
     return serve.deployment(
-        Replica,
+        replica,
         name="replica",
         max_ongoing_requests=REQUESTS_PER_REPLICA,
         ray_actor_options=options,
@@ -243,11 +246,19 @@ def _wait_until_running(application: str, resources: ScoreResources) -> None:
         if status.status == "DEPLOY_FAILED" or time.monotonic() > deadline:
             raise UsageError(
                 "replicas did not start",
-                measured=f"{status.status} {status.message}".strip(),
+                measured=_told(status),
                 limit=f"{_asked(resources)} within {timeout_s} s",
                 remedy="Lower resources in the job, or use a larger cluster.",
             )
         time.sleep(0.2)
+
+
+def _told(status: Any) -> str:
+    """What Serve says of an application, in one line; of a failed replica the end of its traceback."""
+    deployment = status.deployments.get("replica")
+    message = (deployment.message if deployment else "") or status.message
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return f"{status.status}: {lines[-1] if lines else 'no reason given'}"
 
 
 def _require_room(resources: ScoreResources) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import heapq
 import itertools
+import math
 import queue
 import threading
 import time
@@ -44,6 +45,7 @@ class Tally:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     workers: set[str] = field(default_factory=set)
     dead: list[DeadLetter] = field(default_factory=list)
+    unspent: int = 0
     retries: Counter[str] = field(default_factory=Counter)
 
     def count(self, receipt: Receipt) -> None:
@@ -112,6 +114,7 @@ class Dispatcher:
             none, and are tried `MOST_TRANSIENT` times.
         describe: Name and coordinates of a block, for its dead letter.
         on_receipt: Called for each receipt, from one thread.
+        limit_s: After so long no block is begun any more; what is on its way is waited for.
     """
 
     def __init__(
@@ -124,7 +127,9 @@ class Dispatcher:
         attempts: int,
         describe: Callable[[int], tuple[str, dict[str, tuple[float, float]]]],
         on_receipt: Callable[[Receipt], None] = lambda receipt: None,
+        limit_s: float = math.inf,
     ) -> None:
+        self._deadline = time.monotonic() + limit_s
         self.work, self.score, self.ledger = work, score, ledger
         self.window, self.attempts = window, attempts
         self.describe, self.on_receipt = describe, on_receipt
@@ -151,6 +156,8 @@ class Dispatcher:
         """
         try:
             while self._unresolved:
+                if time.monotonic() > self._deadline:
+                    self._stop()
                 self._send()
                 self._receive()
         finally:
@@ -160,6 +167,13 @@ class Dispatcher:
             with contextlib.suppress(GeobatchError):
                 self.ledger.flush()
         return self.tally
+
+    def _stop(self) -> None:
+        """Begin nothing more: the budget is spent."""
+        waiting = {task.block for _, _, task in self._again}
+        self.tally.unspent += len(self.work.blocks) - self._next + len(waiting)
+        self._next, self._again = len(self.work.blocks), []
+        self._open -= waiting
 
     @property
     def _unresolved(self) -> bool:

@@ -12,14 +12,14 @@ import numpy.typing as npt
 import xarray as xr
 
 from geobatch import cluster
-from geobatch.blocks import Grid, Halo
+from geobatch.blocks import Grid, Region
 from geobatch.errors import IntegrityError, MismatchError, UsageError
 from geobatch.models.bundle import Bundle, load_bundle
-from geobatch.plan import activation_bytes_per_cell, choose_patch, free_memory_bytes, memory_error, project_memory
+from geobatch.plan import GIB
 from geobatch.preprocess import Chain, Crop
+from geobatch.score.layout import draw_layout, job_costs, known_halo, measured_halo, measured_precision
 from geobatch.score.match import describe_data, prepared_quantiles, require_right_data
 from geobatch.score.spec import ScoreJob, ScorePlan
-from geobatch.shards import Region
 from geobatch.storage import absolute_url, open_storage
 from geobatch.survey import (
     VOLUME_AXES,
@@ -85,12 +85,19 @@ def make_plan(inputs: Inputs) -> ScorePlan:
     """
     job, bundle, stored = inputs.job, inputs.bundle, inputs.stored
     chain = _chain(job, bundle)
-    grid, chunk = _draw_grid(inputs, chain)
+    shape = tuple(chain.crop(inputs.volume).shape)
+    known = known_halo(job, bundle, stored)
+    if known:
+        # What memory cannot hold is refused before anything is read; a halo that is yet to be measured must wait.
+        draw_layout(job, bundle, stored, shape, chain, known[0])
     if stored is not None:
         chain = stored.chain
     elif job.statistics == "survey":
         cluster.connect(cpus=math.ceil(job.resources.cpus * job.resources.most))
         chain = chain.fit(inputs.volume)
+    cropped = chain.crop(inputs.volume)
+    halo, tolerated = known or measured_halo(bundle, job, cropped, chain)
+    layout = draw_layout(job, bundle, stored, shape, chain, halo)
     plan = ScorePlan(
         survey=job.survey,
         survey_identity=str(inputs.info.get("identity")),
@@ -99,11 +106,14 @@ def make_plan(inputs: Inputs) -> ScorePlan:
         statistics=job.statistics,
         crop=job.crop,
         chain=chain,
-        grid=grid,
-        chunk=chunk,
-        batch=job.batch or (stored.batch if stored else 1),
+        grid=layout.grid,
+        chunk=layout.chunk,
+        batch=layout.batch,
         threads=stored.threads if stored else job.resources.threads,
         device="cuda" if job.resources.gpus else "cpu",
+        halo=tolerated,
+        precision=job.precision,
+        precision_report=stored.precision_report if stored else measured_precision(bundle, job, cropped, chain),
         probabilities=job.probabilities,
         classes=bundle.spec.classes,
     )
@@ -115,10 +125,11 @@ def make_plan(inputs: Inputs) -> ScorePlan:
             remedy="Use the earlier settings, or another output.",
         )
     if stored is None:
-        quantiles = prepared_quantiles(chain.crop(inputs.volume), chain)
+        quantiles = prepared_quantiles(cropped, chain)
         inputs.warnings[:] = require_right_data(
             bundle.spec, describe_data(inputs.info, quantiles), job.survey, force=True
         )
+    inputs.warnings += [*layout.warnings, *plan.deviations()]
     return plan
 
 
@@ -131,22 +142,30 @@ def forecast_score(job: ScoreJob) -> dict[str, Any]:
     """What scoring would do, without doing it: nothing is read but metadata."""
     inputs = open_inputs(job)
     chain = _chain(inputs.job, inputs.bundle)
-    grid, _ = _draw_grid(inputs, chain)
-    wanted = wanted_blocks(grid, chain.crop(inputs.volume), inputs.job)
-    batch = job.batch or (inputs.stored.batch if inputs.stored else 1)
-    memory = project_memory(grid, batch, _activation_bytes(inputs.bundle), _output_bytes(job, inputs.bundle))
+    job, bundle, cropped = inputs.job, inputs.bundle, chain.crop(inputs.volume)
+    known = known_halo(job, bundle, inputs.stored)
+    halo, _ = known or measured_halo(bundle, job, cropped, None)
+    layout = draw_layout(job, bundle, inputs.stored, tuple(cropped.shape), chain, halo)
+    grid, memory, output_bytes = layout.grid, layout.memory, job_costs(job, bundle).output_bytes
+    wanted = wanted_blocks(grid, cropped, job)
+    if not known:
+        inputs.warnings.append("halo was measured on noise; the run measures it on the survey, and may find another")
     return {
         "blocks": len(wanted),
         "voxels": sum(math.prod(c.stop - c.start for c in grid.block(grid.index(int(n))).write) for n in wanted),
         "redundancy": round(grid.redundancy(), 3),
         "grid": dataclasses.asdict(grid),
-        "batch": batch,
+        "batch": layout.batch,
         "survey_bytes": math.prod(grid.shape) * 4,
-        "output_bytes_before_compression": math.prod(grid.shape) * _output_bytes(job, inputs.bundle),
-        "memory_per_replica": {"projected_gib": round(memory.total / 2**30, 3), "by_cause": str(memory)},
+        "output_bytes_before_compression": math.prod(grid.shape) * output_bytes,
+        "memory_per_replica": {
+            "projected_gib": round(memory.host / GIB, 3),
+            "projected_gpu_gib": round(memory.device / GIB, 3),
+            "by_cause": str(memory),
+        },
         "replicas": job.resources.most,
         "resumes": inputs.stored is not None,
-        "warnings": inputs.warnings,
+        "warnings": [*inputs.warnings, *layout.warnings],
     }
 
 
@@ -154,38 +173,6 @@ def _chain(job: ScoreJob, bundle: Bundle) -> Chain:
     """The bundle's preprocessing after the job's own crop; a crop of the training data is left out."""
     steps = [step for step in bundle.spec.chain.steps if not isinstance(step, Crop)]
     return Chain(steps=(Crop(**job.crop.model_dump()), *steps) if job.crop else tuple(steps))
-
-
-def _draw_grid(inputs: Inputs, chain: Chain) -> tuple[Grid, tuple[int, ...]]:
-    """The grid and the chunk shape: those of the stored plan unless the job names others."""
-    job, stored, reach = inputs.job, inputs.stored, inputs.bundle.spec.reach
-    shape = tuple(chain.crop(inputs.volume).shape)
-    around: Halo = tuple(chain.halo.get(axis, (0, 0)) for axis in VOLUME_AXES)
-    chunk = tuple(min(c, _up_to_power_of_two(n)) for c, n in zip(job.chunk, shape, strict=True))
-    whole = tuple(-(-n // c) * c for n, c in zip(shape, chunk, strict=True))
-    shard = tuple(max(min(s, w) // c, 1) * c for s, w, c in zip(job.shard, whole, chunk, strict=True))
-    patch = job.patch or (stored.grid.patch if stored else None)
-    batch = job.batch or (stored.batch if stored else 1)
-    figures = (batch, _activation_bytes(inputs.bundle), _output_bytes(job, inputs.bundle))
-    given_gib = job.resources.memory_gib
-    limit = int(given_gib * 2**30) if given_gib else free_memory_bytes(job.resources.most)
-    if patch is None:
-        patch = choose_patch(shape, shard, reach.stride, reach.halo, around, *figures, limit_bytes=limit)
-    grid = Grid(shape, shard, tuple(patch), reach.stride, reach.halo, around)
-    memory = project_memory(grid, *figures)
-    # What an earlier run began may go on with other resources: then only a limit that the job names counts.
-    if memory.total > limit and (given_gib or not stored):
-        raise memory_error(grid, memory, limit)
-    return grid, chunk
-
-
-def _activation_bytes(bundle: Bundle) -> float:
-    return activation_bytes_per_cell(bundle.network(), bundle.spec.in_channels, bundle.spec.reach.stride)
-
-
-def _output_bytes(job: ScoreJob, bundle: Bundle) -> int:
-    """Bytes written per cell before compression."""
-    return 1 + {"none": 0, "uint8": 1, "float32": 4}[job.probabilities] * len(bundle.spec.classes)
 
 
 def _region_cells(cropped: xr.DataArray, job: ScoreJob) -> Region:
@@ -219,7 +206,3 @@ def _stored_plan(output_url: str) -> ScorePlan | None:
             measured=str(error).splitlines()[0],
             remedy="Give another output.",
         ) from error
-
-
-def _up_to_power_of_two(n: int) -> int:
-    return 1 << max(n - 1, 0).bit_length()

@@ -168,6 +168,13 @@ def _run(job: ScoreJob, force: bool, on_progress: OnProgress, open_pool: OpenPoo
             measured=f"block {tally.dead[0].block}: {tally.dead[0].error}",
             remedy="geobatch retry of this output tries only those; geobatch report shows where they are.",
         )
+    if tally.unspent:
+        raise IncompleteError(
+            f"the budget is spent, and {tally.unspent} blocks are not scored",
+            where=inputs.job.output,
+            measured=f"{summary['seconds']:.0f} s",
+            remedy="Run the job again to go on; what is done is kept.",
+        )
     return summary
 
 
@@ -200,6 +207,7 @@ def _score_blocks(
             attempts=job.attempts,
             describe=lambda block: describe_block(plan, volume, block),
             on_receipt=count,
+            limit_s=job.budget.seconds(job.resources.most) if job.budget else math.inf,
         ).run()
 
 
@@ -226,6 +234,7 @@ def _summary(
             "dead": len(tally.dead),
             "adopted": tally.adopted,
             "reduced": tally.reduced,
+            "left_by_budget": tally.unspent,
         },
         "voxels": tally.voxels,
         "voxels_per_s": round(tally.voxels / seconds) if seconds else 0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from geobatch.blocks import Grid
 from geobatch.models.bundle import ClassInfo
 from geobatch.preprocess import Chain
-from geobatch.score.predictor import INVALID, PROBABILITY_STEPS, Probabilities
+from geobatch.score.predictor import INVALID, PROBABILITY_STEPS, Precision, Probabilities
 from geobatch.shards import ArraySpec
 from geobatch.survey import VOLUME_AXES, class_attributes
 
@@ -57,6 +58,8 @@ class ScoreResources(_Frozen):
         gpus: GPUs a replica reserves; its network runs there when above 0.
         threads: Torch threads of a replica, fixed with the plan on the first run.
         memory_gib: Memory one replica may use; by default 80 % of what this machine has free, shared by the replicas.
+        gpu_memory_gib: Memory of its GPU that one replica may use; by default 80 % of what is free on the GPU that
+            this machine has, and to be given where it has none.
         overlap: Read the next block and write the last one while one is computed; by default on a GPU alone, since on
             a CPU it takes from the computing what it gains.
     """
@@ -66,6 +69,7 @@ class ScoreResources(_Frozen):
     gpus: float = Field(default=0, ge=0)
     threads: int = Field(default=1, ge=1)
     memory_gib: float | None = Field(default=None, gt=0)
+    gpu_memory_gib: float | None = Field(default=None, gt=0)
     overlap: bool | None = None
 
     @property
@@ -90,6 +94,59 @@ class ScoreResources(_Frozen):
         return self.model_copy(update={"replicas": size})
 
 
+class Budget(_Frozen):
+    """What a run may cost; it stops cleanly when this is spent, and goes on when the job is run again.
+
+    Attributes:
+        hours: Wall-clock hours of one run.
+        cost: Money of one run, in the currency of the price.
+        price_per_replica_hour: What one replica costs for an hour.
+    """
+
+    hours: float | None = Field(default=None, gt=0)
+    cost: float | None = Field(default=None, gt=0)
+    price_per_replica_hour: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _priced(self) -> Self:
+        if self.cost is not None and self.price_per_replica_hour is None:
+            raise ValueError("cost needs price_per_replica_hour")
+        return self
+
+    def seconds(self, replicas: int) -> float:
+        """How long a run with so many replicas may take."""
+        limits = [math.inf]
+        if self.hours is not None:
+            limits.append(self.hours * 3600)
+        if self.cost is not None and self.price_per_replica_hour is not None:
+            limits.append(self.cost / (self.price_per_replica_hour * replicas) * 3600)
+        return min(limits)
+
+
+class Tolerance(_Frozen):
+    """How much less than exact a halo may be: the largest deviation of a logit over the largest logit."""
+
+    tolerance: float = Field(gt=0, lt=1)
+
+
+class ToleratedHalo(Tolerance):
+    """A halo below the network's reach: what it may deviate, and what was measured on samples of the survey."""
+
+    deviation: float
+
+
+class PrecisionReport(_Frozen):
+    """What a lower precision changes on one patch of the survey, measured against float32 on a CPU.
+
+    Attributes:
+        deviation: The largest deviation of a logit over the largest logit.
+        classes_changed: Part of the cells whose class is another.
+    """
+
+    deviation: float
+    classes_changed: float
+
+
 class ScoreJob(_Frozen):
     """`job: score`: a survey, a bundle, and where the scored survey goes.
 
@@ -103,10 +160,19 @@ class ScoreJob(_Frozen):
             `bundle` keeps those of the training data.
         shard: Cells of a block and of an object of the output, per axis.
         chunk: Unit of reading of the output.
-        patch: What the network sees at once; by default the largest that memory allows.
-        batch: Patches per forward pass.
+        patch: What the network sees at once; by default the one that scores fastest within memory, in blend mode that
+            of the network's training.
+        batch: Patches per forward pass; by default 1 on a CPU, and what fits and pays on a GPU.
+        mode: `halo` keeps of each patch what has its full surroundings, and equals the whole survey in one piece;
+            `blend` averages overlapping patches on one lattice over the survey.
+        halo: In halo mode `exact`, or `{tolerance: 1e-3}` for the smallest halo that deviates less, which is measured.
+        whole: Axes that every patch and block sees whole.
+        overlap: In blend mode, the part of a patch that neighbours share.
+        weights: In blend mode, `gaussian` weighs a patch's centre most, `constant` all of it alike.
+        precision: What the network computes in; logits are reduced in float32.
         probabilities: `none`, `uint8` (steps of 1/254) or `float32`.
         attempts: Tries of a block that fails by itself before it becomes a dead letter.
+        budget: Time or money after which the run stops, resumable.
     """
 
     job: Literal["score"]
@@ -121,9 +187,22 @@ class ScoreJob(_Frozen):
     chunk: Shape3 = (64, 64, 64)
     patch: Shape3 | None = None
     batch: int | None = Field(default=None, ge=1)
+    mode: Literal["halo", "blend"] = "halo"
+    halo: Literal["exact"] | Tolerance = "exact"
+    whole: tuple[Literal["inline", "crossline", "sample"], ...] = ()
+    overlap: float = Field(default=0.25, ge=0, lt=1)
+    weights: Literal["gaussian", "constant"] = "gaussian"
+    precision: Precision = "float32"
     probabilities: Probabilities = "uint8"
     attempts: int = Field(default=3, ge=1)
     resources: ScoreResources = ScoreResources()
+    budget: Budget | None = None
+
+    @model_validator(mode="after")
+    def _halo_of_halo_mode(self) -> Self:
+        if self.mode == "blend" and self.halo != "exact":
+            raise ValueError("halo has no meaning in blend mode: leave it out, or take mode: halo")
+        return self
 
     @model_validator(mode="after")
     def _whole_chunks(self) -> Self:
@@ -148,7 +227,9 @@ class ScorePlan(_Frozen):
     batch: int
     threads: int
     device: Literal["cpu", "cuda"]
-    precision: Literal["float32"] = "float32"
+    halo: ToleratedHalo | None = None
+    precision: Precision = "float32"
+    precision_report: PrecisionReport | None = None
     probabilities: Probabilities
     classes: tuple[ClassInfo, ...]
 
@@ -159,8 +240,24 @@ class ScorePlan(_Frozen):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def decisive(self) -> dict[str, Any]:
-        """The plan without the places it was read from."""
-        return self.model_dump(mode="json", exclude={"survey", "bundle"})
+        """The plan without the places it was read from and the deviations that were measured."""
+        measured: Any = {"survey": True, "bundle": True, "precision_report": True, "halo": {"deviation"}}
+        return self.model_dump(mode="json", exclude=measured)
+
+    def deviations(self) -> list[str]:
+        """What was measured of a halo below the reach and of a precision below float32, for a user to read."""
+        told = []
+        if self.halo:
+            told.append(
+                f"halo {self.grid.halo}: logits deviate by {self.halo.deviation:.1e} of the largest on samples of this "
+                f"survey, tolerance {self.halo.tolerance:.1e}"
+            )
+        if self.precision_report:
+            told.append(
+                f"{self.precision}: logits deviate by {self.precision_report.deviation:.1e} of the largest, "
+                f"{self.precision_report.classes_changed:.2%} of the cells of a patch change class against float32"
+            )
+        return told
 
     def differences(self, other: ScorePlan) -> list[str]:
         """What decides voxels and differs, as `key: ours, theirs`."""

@@ -1,0 +1,254 @@
+"""How a survey is cut for a scoring job: shards, patches, halo and batch, within the memory there is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from geobatch.blocks import Blend, Grid, Halo, covering_patch
+from geobatch.errors import MismatchError, UsageError
+from geobatch.models.bundle import Bundle
+from geobatch.plan import (
+    GIB,
+    Costs,
+    Limits,
+    Memory,
+    activation_bytes_per_cell,
+    choose_patch,
+    free_device_bytes,
+    free_memory_bytes,
+    project_memory,
+    require_memory,
+)
+from geobatch.preprocess import Chain, prepare, read_region
+from geobatch.score.deviation import Values, precision_deviation, tolerated_halo
+from geobatch.score.spec import PrecisionReport, ScoreJob, ScorePlan, ToleratedHalo
+from geobatch.survey import VOLUME_AXES
+
+PROBABILITY_BYTES = {"none": 0, "uint8": 1, "float32": 4}
+GPU_BATCHES = (1, 2, 4, 8, 16)
+SAMPLES = 2
+PRECISION_PATCH = 64
+RECOMPUTED_LIMIT = 1.5
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a survey is cut.
+
+    Attributes:
+        grid: Blocks and patches.
+        chunk: Unit of reading of the output.
+        batch: Patches per forward pass.
+        memory: What a replica needs.
+        warnings: What a user should know, with figures.
+    """
+
+    grid: Grid
+    chunk: tuple[int, ...]
+    batch: int
+    memory: Memory
+    warnings: tuple[str, ...]
+
+
+def draw_layout(
+    job: ScoreJob, bundle: Bundle, stored: ScorePlan | None, shape: tuple[int, ...], chain: Chain, halo: Halo
+) -> Layout:
+    """The layout of a job; patch and batch of a stored plan stay unless the job names others.
+
+    Args:
+        job: The job.
+        bundle: The bundle.
+        stored: The plan an earlier run stored.
+        shape: Cells of the cropped survey.
+        chain: The preprocessing, whose reach is read around every patch.
+        halo: The halo to use in halo mode.
+
+    Raises:
+        MismatchError: the network depends on whole patches, and the job says neither `whole` nor `mode: blend`.
+        UsageError: memory cannot fit.
+    """
+    reach = bundle.spec.reach
+    whole = _whole_axes(job)
+    blend = Blend(job.overlap, job.weights) if job.mode == "blend" else None
+    if blend is None:
+        _require_bounded(bundle, whole)
+    chunk = tuple(min(c, 1 << max(n - 1, 0).bit_length()) for c, n in zip(job.chunk, shape, strict=True))
+    most = tuple(-(-n // c) * c for n, c in zip(shape, chunk, strict=True))
+    shard = tuple(
+        m if axis in whole else max(min(s, m) // c, 1) * c
+        for axis, (s, m, c) in enumerate(zip(job.shard, most, chunk, strict=True))
+    )
+    around: Halo = tuple(chain.halo.get(axis, (0, 0)) for axis in VOLUME_AXES)
+    used: Halo = ((0, 0),) * len(shape) if blend else halo
+    given = job.patch or (stored.grid.patch if stored else None)
+    patch = given or (_blended_patch(bundle, shard) if blend else covering_patch(shape, shard, reach.stride, used))
+    patch = tuple(
+        _up(n, s) if axis in whole else p if given else _up(min(p, n), s)
+        for axis, (p, n, s) in enumerate(zip(patch, shape, reach.stride, strict=True))
+    )
+    grid = Grid(shape, shard, patch, reach.stride, used, around, blend, whole)
+    costs, limits = job_costs(job, bundle), _limits(job, stored, known=given is not None)
+    grid, batch = _fitted(job, stored, grid, costs, limits, free=given is None)
+    return Layout(grid, chunk, batch, project_memory(grid, batch, costs), tuple(_warnings(job, grid)))
+
+
+def job_costs(job: ScoreJob, bundle: Bundle) -> Costs:
+    """What cells cost in memory under a job."""
+    spec = bundle.spec
+    return Costs(
+        activation_bytes_per_cell(bundle.network(), spec.in_channels, spec.reach.stride, job.precision),
+        len(spec.classes),
+        PROBABILITY_BYTES[job.probabilities],
+        "cuda" if job.resources.gpus else "cpu",
+        job.resources.overlaps,
+    )
+
+
+def known_halo(job: ScoreJob, bundle: Bundle, stored: ScorePlan | None) -> tuple[Halo, ToleratedHalo | None] | None:
+    """The exact halo, or the one an earlier run measured; None when it is yet to be measured."""
+    if isinstance(job.halo, str):
+        return bundle.spec.reach.halo, None
+    if stored is None:
+        return None
+    deviation = stored.halo.deviation if stored.halo else 0.0
+    return stored.grid.halo, ToleratedHalo(tolerance=job.halo.tolerance, deviation=deviation)
+
+
+def measured_halo(
+    bundle: Bundle, job: ScoreJob, cropped: xr.DataArray, chain: Chain | None
+) -> tuple[Halo, ToleratedHalo | None]:
+    """The smallest halo within the job's tolerance, on samples of the survey and on noise; without a chain on noise.
+
+    Raises:
+        MismatchError: the network depends on whole patches along an axis that the job does not see whole.
+    """
+    if isinstance(job.halo, str):
+        return bundle.spec.reach.halo, None
+    reach, whole, tolerance = bundle.spec.reach, _whole_axes(job), job.halo.tolerance
+    _require_bounded(bundle, whole)
+    exact = tuple((0, 0) if axis in whole else pair for axis, pair in enumerate(reach.halo))
+    take = _sampler(cropped, chain, reach.stride)
+    found = tolerated_halo(bundle.network(), take, tuple(cropped.shape), reach.stride, exact, tolerance)
+    return found.halo, ToleratedHalo(tolerance=tolerance, deviation=found.deviation)
+
+
+def measured_precision(bundle: Bundle, job: ScoreJob, cropped: xr.DataArray, chain: Chain) -> PrecisionReport | None:
+    """What the job's precision changes on a patch of the survey; None in float32."""
+    if job.precision == "float32":
+        return None
+    stride = bundle.spec.reach.stride
+    lengths = tuple(min(n, _up(PRECISION_PATCH, s)) for n, s in zip(cropped.shape, stride, strict=True))
+    sample = _sampler(cropped, chain, stride)(lengths)[0]
+    deviation, changed = precision_deviation(bundle.network(), sample, job.precision)
+    return PrecisionReport(deviation=deviation, classes_changed=changed)
+
+
+def _whole_axes(job: ScoreJob) -> tuple[int, ...]:
+    return tuple(axis for axis, name in enumerate(VOLUME_AXES) if name in job.whole)
+
+
+def _require_bounded(bundle: Bundle, whole: Sequence[int]) -> None:
+    axes = [VOLUME_AXES[axis] for axis in bundle.spec.reach.unbounded if axis not in whole]
+    if axes:
+        raise MismatchError(
+            f"network {bundle.spec.name} depends on its whole patch, so that halo mode cannot be exact",
+            where=f"axes {', '.join(axes)}",
+            measured="a reach without bound",
+            limit="a bounded one",
+            remedy=f"Set whole: [{', '.join([*(VOLUME_AXES[a] for a in whole), *axes])}] in the job, or mode: blend.",
+        )
+
+
+def _blended_patch(bundle: Bundle, shard: tuple[int, ...]) -> tuple[int, ...]:
+    """The patch of the network's training, where it is known; otherwise a block."""
+    trained: Any = bundle.spec.provenance.get("job", {}).get("patch")
+    return tuple(trained) if trained and len(trained) == len(shard) else shard
+
+
+def _limits(job: ScoreJob, stored: ScorePlan | None, known: bool) -> Limits:
+    """The memory of a replica. An earlier run goes on with other resources: then only what the job names counts."""
+    resources = job.resources
+    if resources.memory_gib:
+        host = int(resources.memory_gib * GIB)
+    else:
+        host = 2**62 if stored else free_memory_bytes(resources.most)
+    if not resources.gpus:
+        return Limits(host)
+    if resources.gpu_memory_gib:
+        return Limits(host, int(resources.gpu_memory_gib * GIB))
+    device = free_device_bytes(resources.gpus)
+    if device is None and not known:
+        raise UsageError(
+            "memory of the replicas' GPUs is unknown: this machine has none",
+            where="resources",
+            remedy="Give resources.gpu_memory_gib, or patch.",
+        )
+    return Limits(host, None if stored else device)
+
+
+def _fitted(
+    job: ScoreJob, stored: ScorePlan | None, grid: Grid, costs: Costs, limits: Limits, *, free: bool
+) -> tuple[Grid, int]:
+    """Grid and batch within memory; the patch is chosen when it is free."""
+    batch = job.batch or (stored.batch if stored else None)
+    batches = (batch,) if batch else GPU_BATCHES if costs.device == "cuda" else (1,)
+    if free:
+        return choose_patch(grid, costs, limits, batches)
+    for most in reversed(batches[1:]):
+        memory = project_memory(grid, most, costs)
+        if memory.host <= limits.host and memory.device <= (limits.device or math.inf):
+            return grid, most
+    require_memory(grid, batches[0], costs, limits)
+    return grid, batches[0]
+
+
+def _warnings(job: ScoreJob, grid: Grid) -> list[str]:
+    warnings = [
+        f"shard along {VOLUME_AXES[axis]} is {grid.shard[axis]} instead of {job.shard[axis]}: whole names this axis"
+        for axis in grid.whole
+        if grid.shard[axis] > job.shard[axis]
+    ]
+    if grid.blend:
+        once = replace(grid, shard=grid.shape).redundancy()
+        if grid.redundancy() > RECOMPUTED_LIMIT * once:
+            warnings.append(
+                f"blend computes {grid.redundancy():.1f} voxels per voxel written, {once:.1f} if no patch met two "
+                f"blocks: raise shard from {grid.shard}, or lower patch from {grid.patch}"
+            )
+    return warnings
+
+
+def _sampler(
+    cropped: xr.DataArray, chain: Chain | None, stride: tuple[int, ...]
+) -> Callable[[tuple[int, ...]], list[Values]]:
+    """Samples of the prepared survey, those with most valid cells, and noise of their spread after them."""
+
+    def take(lengths: tuple[int, ...]) -> list[Values]:
+        spread, samples = 1.0, []
+        if chain is not None:
+            parts = [prepare(read_region(cropped, chain, region), chain) for region in _places(lengths)]
+            parts = sorted(parts, key=lambda part: -np.count_nonzero(np.isfinite(part)))
+            samples = [np.nan_to_num(part, posinf=0, neginf=0) for part in parts[:SAMPLES]]
+            spread = max(float(np.std(samples[0])), 1e-6)
+        noise = np.random.default_rng(0).normal(0, spread, lengths).astype(np.float32)
+        return [*samples, noise]
+
+    def _places(lengths: tuple[int, ...]) -> list[tuple[slice, ...]]:
+        """The middle of the survey and halfway from it to its corners, from stride-aligned cells."""
+        spans = []
+        for n, length, s in zip(cropped.shape, lengths, stride, strict=True):
+            starts = [int((n - length) * part) // s * s for part in (0.5, 0.25, 0.75)]
+            spans.append([slice(start, start + length) for start in starts])
+        return list(zip(*spans, strict=True))
+
+    return take
+
+
+def _up(cells: int, stride: int) -> int:
+    return -(-cells // stride) * stride
