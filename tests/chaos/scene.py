@@ -46,6 +46,10 @@ class Scene:
         places = {"survey": join_url(self.url, "survey"), "bundle": join_url(self.url, "bundle"), "output": output}
         return {"job": "score", **places, **SETTINGS, **changes}
 
+    def parsed(self, output: str, **changes: Any) -> ScoreJob:
+        """The same as the schema of a job."""
+        return ScoreJob.model_validate(self.job(output, **changes))
+
     def require_finished(self, output: str) -> None:
         """Raise AssertionError unless the output equals the undisturbed one, is complete, and its receipts hold."""
         assert without_fence(data_objects(output)) == without_fence(self.reference)
@@ -62,7 +66,7 @@ def make_scene(url: str) -> Scene:
     write_bundle(join_url(url, "bundle"), write_survey(join_url(url, "survey"), random_volume(SHAPE)))
     scene = Scene(url, {})
     output = join_url(url, "undisturbed")
-    score(ScoreJob.model_validate(scene.job(output)), open_pool=in_process)
+    score(scene.parsed(output), open_pool=in_process)
     return Scene(url, data_objects(output))
 
 

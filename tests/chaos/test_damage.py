@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from scene import ARRAYS, BLOCKS, Scene, in_process, make_scene, shard_key, shards
+from scene import ARRAYS, BLOCKS, Scene, in_process, make_scene, shard_key, shards, state
 
-from geobatch.score.run import repair
+from geobatch.errors import IncompleteError
+from geobatch.score.run import repair, score
 from geobatch.score.verify import verify
 from geobatch.storage import join_url
 
@@ -113,6 +114,18 @@ def test_swapped_shards_are_found_and_repaired(scene: Scene, output: str) -> Non
     swapped = {("class_map", 0), ("class_map", 5)}
     swap(output, *swapped)
     require_found(output, swapped)
+    require_repaired(scene, output, swapped)
+
+
+def test_resume_does_not_adopt_what_contradicts_its_receipt(scene: Scene, output: str) -> None:
+    swapped = {("class_map", 0), ("class_map", 5)}
+    swap(output, *swapped)
+    with pytest.raises(IncompleteError, match=r"2 of 8 blocks.*damaged shard"):
+        score(scene.parsed(output), open_pool=in_process)
+    assert state(output) == "incomplete"
+    require_found(output, swapped)
+    with pytest.raises(IncompleteError):
+        score(scene.parsed(output), open_pool=in_process)
     require_repaired(scene, output, swapped)
 
 
