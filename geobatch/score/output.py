@@ -44,8 +44,7 @@ class Stored:
     @property
     def present(self) -> npt.NDArray[np.bool_]:
         """Per block number, whether all its shards are there, of whatever size. bool."""
-        present: npt.NDArray[np.bool_] = (self.sizes >= 0).all(axis=0)
-        return present
+        return np.asarray((self.sizes >= 0).all(axis=0), bool)
 
 
 class ScoredOutput:

@@ -166,7 +166,7 @@ class Survey(RuleBasedStateMachine):
         self.swapped.discard(shard)
 
     def damaged(self) -> set[Shard]:
-        """What verify finds: shards that are not as their receipts say, and without receipts those that do not decode."""
+        """What verify finds: shards that are not as their receipt says, or that without one do not decode."""
         unsound = {shard for shard, what in self.shards.items() if what != INTACT}
         return {shard for shard in unsound if shard[1] in self.receipts or self.shards[shard] != ABSENT}
 
