@@ -191,6 +191,41 @@ def evaluate(
 
 
 @app.command()
+def serve(
+    bundle: Annotated[str, typer.Argument(help="URL of a bundle.")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; beyond this machine only with a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
+    token_file: Annotated[str | None, typer.Option(help="File with the token; else GEOBATCH_TOKEN.")] = None,
+    allow: Annotated[list[str] | None, typer.Option(help="Root of surveys and outputs that may be read.")] = None,
+    replicas: Annotated[int, typer.Option(help="Replicas that are kept.", min=1)] = 1,
+    max_replicas: Annotated[int | None, typer.Option(help="Replicas under load.", min=1)] = None,
+    cpus: Annotated[float, typer.Option(help="CPUs a replica reserves.")] = 1,
+    gpus: Annotated[float, typer.Option(help="GPUs a replica reserves.", min=0)] = 0,
+    threads: Annotated[int, typer.Option(help="Torch threads of a replica.", min=1)] = 1,
+    max_voxels: Annotated[int | None, typer.Option(help="Most voxels of a request; what memory allows.", min=1)] = None,
+) -> None:
+    """Answer predictions over HTTP until interrupted."""
+    from geobatch.online.command import run_server
+
+    run_server(
+        messages.print,
+        bundle=bundle,
+        host=host,
+        port=port,
+        token_file=token_file,
+        allow=allow or [],
+        replicas=replicas,
+        max_replicas=max_replicas,
+        cpus=cpus,
+        gpus=gpus,
+        threads=threads,
+        max_voxels=max_voxels,
+    )
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of job files."""
     from geobatch.job import job_schema

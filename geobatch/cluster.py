@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from typing import Any
 
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -39,7 +41,11 @@ def connect(cpus: int | None = None) -> None:
             "object_store_memory": OBJECT_STORE_BYTES,
             "address": "local",
         }
+    # Ray's own handler ends the process three seconds after SIGTERM, whatever is still to be put away.
+    at_termination = signal.getsignal(signal.SIGTERM)
     ray.init(**options)
+    if at_termination is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, at_termination)
 
 
 def may_grow() -> bool:

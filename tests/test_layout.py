@@ -120,15 +120,10 @@ def test_blend_mode_takes_any_network_and_no_notice_of_blocks(normed: dict[str, 
 
 
 def test_tolerance_and_precision_are_measured_and_stored_but_decide_nothing(places: dict[str, str]) -> None:
-    inputs = open_inputs(job(places, halo={"tolerance": 0.02}, precision="bfloat16"))
+    inputs = open_inputs(job(places, halo={"tolerance": 0.1}, precision="bfloat16"))
     plan = make_plan(inputs)
-    exact = inputs.bundle.spec.reach.halo
-    assert all(
-        short < full
-        for pair, whole in zip(plan.grid.halo, exact, strict=True)
-        for short, full in zip(pair, whole, strict=True)
-    )
-    assert 0 < plan.halo.deviation <= 0.02
+    assert sum(np.ravel(plan.grid.halo)) < sum(np.ravel(inputs.bundle.spec.reach.halo))
+    assert 0 < plan.halo.deviation <= 0.1
     assert 0 < plan.precision_report.deviation < 0.05
     assert len([warning for warning in inputs.warnings if "of the largest" in warning]) == 2
     other = plan.halo.model_copy(update={"deviation": 0.5})
@@ -137,7 +132,7 @@ def test_tolerance_and_precision_are_measured_and_stored_but_decide_nothing(plac
 
 
 def test_a_run_goes_on_with_the_halo_that_was_measured(places: dict[str, str]) -> None:
-    inputs = open_inputs(job(places, halo={"tolerance": 0.02}))
+    inputs = open_inputs(job(places, halo={"tolerance": 0.1}))
     inputs.stored = make_plan(inputs)
     assert make_plan(inputs).hash == inputs.stored.hash
     inputs.job = inputs.job.model_copy(update={"halo": "exact"})
@@ -146,7 +141,7 @@ def test_a_run_goes_on_with_the_halo_that_was_measured(places: dict[str, str]) -
 
 
 def test_the_forecast_of_a_tolerated_halo_reads_no_sample(places: dict[str, str]) -> None:
-    forecast = forecast_score(job(places, halo={"tolerance": 0.02}))
+    forecast = forecast_score(job(places, halo={"tolerance": 0.1}))
     assert any("measured on noise" in warning for warning in forecast["warnings"])
     assert forecast["memory_per_replica"]["projected_gpu_gib"] == 0
 
@@ -160,7 +155,7 @@ def test_the_memory_of_an_unseen_gpu_is_asked_for(places: dict[str, str]) -> Non
     assert plan.device == "cuda"
     assert plan.batch > 1
     with pytest.raises(UsageError, match="device memory"):
-        planned(places, resources=gpu | {"gpu_memory_gib": 0.61})
+        planned(places, resources=gpu | {"gpu_memory_gib": 0.5})
 
 
 def noise(lengths: tuple[int, ...]) -> Sequence[np.ndarray]:
@@ -177,18 +172,22 @@ def test_deviation_stays_below_the_tolerance_and_one_cell_less_does_not(toleranc
     assert found.deviation <= tolerance
     assert found.halo[:2] == ((0, 0), (0, 0))
     assert before < exact[2][0] and after < exact[2][1]
-    (sample,) = noise((8, 8, 100))[:1]
+    # With one axis cut, on the same samples, the profile of deviations by distance is all there is to it.
+    profile = cut_deviations(network, noise((8, 8, 80)), (24, 40, 52))
+    assert profile[before:].max() <= tolerance < profile[before - 1]
+
+
+def cut_deviations(network: nn.Module, samples: Sequence[np.ndarray], cells: Sequence[int]) -> np.ndarray:
+    """The worst deviation by distance after a cut along samples, over the largest logit, of several cuts."""
+    worst = np.zeros(22)
     with torch.inference_mode():
-        whole = network(torch.from_numpy(sample)[None, None])[0]
-        scale = whole.abs().max()
-        worst = {"before": [], "after": []}
-        for cell in (32, 48, 64):
-            cut = network(torch.from_numpy(sample[..., cell:].copy())[None, None])[0] - whole[..., cell:]
-            worst["before"].append((cut.abs() / scale).amax((0, 1, 2)))
-    shorter = max(float(deviation[before - 1 :].max()) for deviation in worst["before"])
-    kept = max(float(deviation[before:].max()) for deviation in worst["before"])
-    assert kept < 2 * tolerance
-    assert shorter > tolerance / 2
+        for sample in samples:
+            whole = network(torch.from_numpy(sample)[None, None])[0]
+            for cell in cells:
+                part = network(torch.from_numpy(sample[..., cell:].copy())[None, None])[0]
+                deviation = ((part - whole[..., cell:]).abs() / whole.abs().max()).amax((0, 1, 2))[:22]
+                worst = np.maximum(worst, deviation.numpy())
+    return worst
 
 
 def test_larger_halos_deviate_no_more() -> None:

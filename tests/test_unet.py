@@ -5,6 +5,7 @@ import torch
 
 from geobatch.errors import UsageError
 from geobatch.models import UNet, build_model
+from geobatch.models.reach import check_tiling, measure_reach
 from geobatch.models.unet import FAULTSEG3D
 
 
@@ -12,6 +13,21 @@ from geobatch.models.unet import FAULTSEG3D
 def test_logits_have_the_size_of_any_input(size: tuple[int, int, int]) -> None:
     network = UNet(classes=3, channels=2, levels=3).eval()
     assert network(torch.zeros(2, 1, *size)).shape == (2, 3, *size)
+
+
+@pytest.mark.parametrize("size", [(1,), (9,), (1, 1), (2, 3), (13, 6)])
+def test_sections_and_traces_have_logits_of_their_size(size: tuple[int, ...]) -> None:
+    network = UNet(classes=3, channels=2, levels=3, dims=len(size)).eval()
+    assert network(torch.zeros(2, 1, *size)).shape == (2, 3, *size)
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+def test_every_axis_of_a_section_or_trace_has_the_reach_of_a_volume(dims: int) -> None:
+    torch.manual_seed(0)
+    network = UNet(classes=2, channels=2, levels=3, dims=dims).eval()
+    reach = measure_reach(network, 1, (4,) * dims)
+    assert reach.halo == ((22, 22),) * dims
+    assert check_tiling(network, 1, reach) < 1e-13
 
 
 def test_the_same_seed_gives_the_same_logits() -> None:
@@ -31,6 +47,8 @@ def test_the_same_seed_gives_the_same_logits() -> None:
     [
         ({"name": "unet", "classes": 4, "channels": 8, "levels": 3}, 85_204),
         ({"name": "unet", "classes": 2, "channels": 4, "levels": 1}, 566),
+        ({"name": "unet", "classes": 2, "channels": 4, "levels": 1, "dims": 2}, 206),
+        ({"name": "unet", "classes": 2, "channels": 4, "levels": 1, "dims": 1}, 86),
         (FAULTSEG3D, 1_401_282),
     ],
 )
@@ -45,3 +63,5 @@ def test_an_unknown_network_lists_the_known_ones() -> None:
         build_model({"name": "unet", "kernel": 5})
     with pytest.raises(UsageError, match="levels"):
         build_model({"name": "unet", "levels": 0})
+    with pytest.raises(UsageError, match="found 4; expected 1, 2 or 3"):
+        build_model({"name": "unet", "dims": 4})

@@ -1,8 +1,9 @@
-"""U-Net for volumes.
+"""U-Net for volumes, sections and traces.
 
-Tensor axes: B batch, C channel, K class, I inline, X crossline, S sample.
+Tensor axes: B batch, C channel, K class; then the network's own axes, of volumes I inline, X crossline, S sample.
 """
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
@@ -16,56 +17,84 @@ FAULTSEG3D: Final[dict[str, Any]] = {"name": "unet", "classes": 2, "channels": 1
 
 
 class UNet(nn.Module):
-    """A U-Net (Ronneberger et al. 2015, doi:10.1007/978-3-319-24574-4_28) that accepts any volume size.
+    """A U-Net (Ronneberger et al. 2015, doi:10.1007/978-3-319-24574-4_28) that accepts any size.
 
-    Each level holds two 3x3x3 convolutions with batch norm and ReLU; channels double from level to level. Max-pooling
-    rounds up and each upsampled tensor is cut to its skip connection, so sizes need not divide by the total stride.
+    Each level holds two convolutions of 3 cells per axis with batch norm and ReLU; channels double from level to
+    level. Max-pooling rounds up and each upsampled tensor is cut to its skip connection, so sizes need not divide by
+    the total stride.
 
     Args:
         in_channels: channels of the input, 1 for amplitude alone.
         classes: number of classes K.
         channels: feature channels of the finest level.
         levels: resolutions; the total stride is `2 ** (levels - 1)`.
+        dims: axes of its input: 3 of a volume, 2 of a section, 1 of a trace.
+
+    Raises:
+        UsageError: a size is below 1, or `dims` is none of 1, 2 and 3.
     """
 
-    def __init__(self, in_channels: int = 1, classes: int = 2, channels: int = 8, levels: int = 3) -> None:
+    def __init__(
+        self, in_channels: int = 1, classes: int = 2, channels: int = 8, levels: int = 3, dims: int = 3
+    ) -> None:
         super().__init__()
+        if dims not in _LAYERS:
+            raise UsageError("a U-Net has 1, 2 or 3 dims", where="model.dims", measured=dims, limit="1, 2 or 3")
         _check_sizes(in_channels=in_channels, classes=classes, channels=channels, levels=levels)
+        layers = _LAYERS[dims]
         widths = [channels * 2**level for level in range(levels)]
         self.encoders = nn.ModuleList(
-            _double_convolution(before, after) for before, after in zip([in_channels, *widths], widths, strict=False)
+            _double_convolution(layers, before, after)
+            for before, after in zip([in_channels, *widths], widths, strict=False)
         )
-        self.pool = nn.MaxPool3d(2, ceil_mode=True)
+        self.pool = layers.pool(2, ceil_mode=True)
         self.upsamplers = nn.ModuleList(
-            nn.ConvTranspose3d(coarse, fine, kernel_size=2, stride=2) for fine, coarse in pairwise(widths)
+            layers.upsampling(coarse, fine, kernel_size=2, stride=2) for fine, coarse in pairwise(widths)
         )
-        self.decoders = nn.ModuleList(_double_convolution(2 * width, width) for width in widths[:-1])
-        self.head = nn.Conv3d(channels, classes, kernel_size=1)
+        self.decoders = nn.ModuleList(_double_convolution(layers, 2 * width, width) for width in widths[:-1])
+        self.head = layers.convolution(channels, classes, kernel_size=1)
 
-    def forward(self, x_BCIXS: Tensor) -> Tensor:
-        """Return logits (batch, class, inline, crossline, sample), of the input's size."""
+    def forward(self, x_BC: Tensor) -> Tensor:
+        """Logits `(batch, class, *axes)` of an input `(batch, channel, *axes)`, of its size."""
         skips: list[Tensor] = []
-        x = self.encoders[0](x_BCIXS)
+        x = self.encoders[0](x_BC)
         for encoder in list(self.encoders)[1:]:
             skips.append(x)
             x = encoder(self.pool(x))
         for level in reversed(range(len(skips))):
             skip = skips[level]
-            inlines, crosslines, samples = skip.shape[2:]
-            upsampled = self.upsamplers[level](x)[:, :, :inlines, :crosslines, :samples]
+            own = tuple(slice(0, length) for length in skip.shape[2:])
+            upsampled = self.upsamplers[level](x)[(slice(None), slice(None), *own)]
             x = self.decoders[level](torch.cat([skip, upsampled], dim=1))
-        logits_BKIXS: Tensor = self.head(x)
-        return logits_BKIXS
+        logits_BK: Tensor = self.head(x)
+        return logits_BK
 
 
-def _double_convolution(before: int, after: int) -> nn.Sequential:
+@dataclass(frozen=True)
+class _Layers:
+    """The layers of one number of axes."""
+
+    convolution: type[nn.Module]
+    norm: type[nn.Module]
+    pool: type[nn.Module]
+    upsampling: type[nn.Module]
+
+
+_LAYERS: Final = {
+    3: _Layers(nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d, nn.ConvTranspose3d),
+    2: _Layers(nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.ConvTranspose2d),
+    1: _Layers(nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.ConvTranspose1d),
+}
+
+
+def _double_convolution(layers: _Layers, before: int, after: int) -> nn.Sequential:
     # No bias: the batch norm that follows would take it out again.
     return nn.Sequential(
-        nn.Conv3d(before, after, kernel_size=3, padding=1, bias=False),
-        nn.BatchNorm3d(after),
+        layers.convolution(before, after, kernel_size=3, padding=1, bias=False),
+        layers.norm(after),
         nn.ReLU(inplace=True),
-        nn.Conv3d(after, after, kernel_size=3, padding=1, bias=False),
-        nn.BatchNorm3d(after),
+        layers.convolution(after, after, kernel_size=3, padding=1, bias=False),
+        layers.norm(after),
         nn.ReLU(inplace=True),
     )
 

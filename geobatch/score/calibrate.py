@@ -18,8 +18,9 @@ from geobatch.errors import UsageError
 from geobatch.score.dispatch import Dispatcher, Work
 from geobatch.score.lease import Control, leased
 from geobatch.score.output import require_ours
-from geobatch.score.planning import Inputs, make_plan, open_inputs, wanted_blocks
+from geobatch.score.planning import Inputs, make_plan, open_inputs
 from geobatch.score.receipts import STAGES, Ledger, Receipt
+from geobatch.score.region import wanted_blocks
 from geobatch.score.run import OpenPool, describe_block, on_serve
 from geobatch.score.simulate import Workload
 from geobatch.score.spec import ScoreJob, ScorePlan
@@ -68,7 +69,7 @@ def calibrate(job: ScoreJob, blocks: int, *, open_pool: OpenPool = on_serve) -> 
     require_ours(inputs)
     plan = make_plan(inputs)
     volume = plan.chain.crop(inputs.volume)
-    wanted = wanted_blocks(plan.grid, volume, inputs.job)
+    wanted = wanted_blocks(plan.grid, volume, inputs.job.region)
     missing = _missing(inputs, plan, wanted)
     live = _live(plan, volume, missing)
     if not live.any():

@@ -24,7 +24,7 @@ from torch import nn
 from geobatch.blocks import Halo
 from geobatch.score.predictor import Precision
 
-CELLS_MEASURED = 2**20
+CELLS_MEASURED = 2**19
 LEAST_SHARE = 2**-10
 Values = npt.NDArray[np.float32]
 TakeSamples = Callable[[tuple[int, ...]], Sequence[Values]]
@@ -99,7 +99,7 @@ def patch_deviation(
     sides = []
     for n, s, pair, short in zip(shape, stride, exact, halo, strict=True):
         patch = _up(sum(short) + 2 * s, s)
-        sides.append((patch, _up(max(pair), s)) if any(short) and patch < n else (n, 0))
+        sides.append((patch, _up(max(pair), s)) if any(pair) and patch < n else (n, 0))
     sides = _within_budget(sides, stride)
     worst = 0.0
     for sample in take_samples(tuple(min(n, p + 2 * c) for n, (p, c) in zip(shape, sides, strict=True))):
@@ -130,9 +130,9 @@ def _measured_cut(
 ) -> Cut:
     """Deviations along one axis, the worst of all samples and of cuts at a third, a half and two thirds of them."""
     longest = _up(max(exact[axis]), stride[axis])
-    sides = [(_up(max(pair), s), 0) for pair, s in zip(exact, stride, strict=True)]
-    sides[axis] = (3 * longest + 2 * stride[axis], 0)
-    lengths = _prism([min(n, side) for n, (side, _) in zip(shape, sides, strict=True)], stride, axis)
+    sides = [_up(max(pair), s) if any(pair) else n for n, pair, s in zip(shape, exact, stride, strict=True)]
+    sides[axis] = 3 * longest + 2 * stride[axis]
+    lengths = _prism([min(n, side) for n, side in zip(shape, sides, strict=True)], stride, axis)
     before, after = np.zeros(exact[axis][0]), np.zeros(exact[axis][1])
     seen_before = seen_after = 0
     for sample in take_samples(lengths):

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from torch import nn
 
 from geobatch.blocks import Blend, Grid, Halo, covering_patch
 from geobatch.errors import MismatchError, UsageError
-from geobatch.models.bundle import Bundle
+from geobatch.models.bundle import BundleSpec, ReachInfo
 from geobatch.plan import (
     GIB,
     Costs,
@@ -38,6 +39,21 @@ RECOMPUTED_LIMIT = 1.5
 
 
 @dataclass(frozen=True)
+class VolumeModel:
+    """A bundle's network as one of volumes.
+
+    Attributes:
+        spec: The bundle's description.
+        network: Takes `(batch, channel, inline, crossline, sample)`.
+        reach: Its reach on these axes.
+    """
+
+    spec: BundleSpec
+    network: nn.Module
+    reach: ReachInfo
+
+
+@dataclass(frozen=True)
 class Layout:
     """How a survey is cut.
 
@@ -57,13 +73,13 @@ class Layout:
 
 
 def draw_layout(
-    job: ScoreJob, bundle: Bundle, stored: ScorePlan | None, shape: tuple[int, ...], chain: Chain, halo: Halo
+    job: ScoreJob, model: VolumeModel, stored: ScorePlan | None, shape: tuple[int, ...], chain: Chain, halo: Halo
 ) -> Layout:
     """The layout of a job; patch and batch of a stored plan stay unless the job names others.
 
     Args:
         job: The job.
-        bundle: The bundle.
+        model: The network.
         stored: The plan an earlier run stored.
         shape: Cells of the cropped survey.
         chain: The preprocessing, whose reach is read around every patch.
@@ -73,11 +89,11 @@ def draw_layout(
         MismatchError: the network depends on whole patches, and the job says neither `whole` nor `mode: blend`.
         UsageError: memory cannot fit.
     """
-    reach = bundle.spec.reach
+    reach = model.reach
     whole = _whole_axes(job)
     blend = Blend(job.overlap, job.weights) if job.mode == "blend" else None
     if blend is None:
-        _require_bounded(bundle, whole)
+        _require_bounded(model, whole)
     chunk = tuple(min(c, 1 << max(n - 1, 0).bit_length()) for c, n in zip(job.chunk, shape, strict=True))
     most = tuple(-(-n // c) * c for n, c in zip(shape, chunk, strict=True))
     shard = tuple(
@@ -87,22 +103,22 @@ def draw_layout(
     around: Halo = tuple(chain.halo.get(axis, (0, 0)) for axis in VOLUME_AXES)
     used: Halo = ((0, 0),) * len(shape) if blend else halo
     given = job.patch or (stored.grid.patch if stored else None)
-    patch = given or (_blended_patch(bundle, shard) if blend else covering_patch(shape, shard, reach.stride, used))
+    patch = given or (_blended_patch(model, shard) if blend else covering_patch(shape, shard, reach.stride, used))
     patch = tuple(
         _up(n, s) if axis in whole else p if given else _up(min(p, n), s)
         for axis, (p, n, s) in enumerate(zip(patch, shape, reach.stride, strict=True))
     )
     grid = Grid(shape, shard, patch, reach.stride, used, around, blend, whole)
-    costs, limits = job_costs(job, bundle), _limits(job, stored, known=given is not None)
+    costs, limits = job_costs(job, model), _limits(job, stored, known=given is not None)
     grid, batch = _fitted(job, stored, grid, costs, limits, free=given is None)
     return Layout(grid, chunk, batch, project_memory(grid, batch, costs), tuple(_warnings(job, grid)))
 
 
-def job_costs(job: ScoreJob, bundle: Bundle) -> Costs:
+def job_costs(job: ScoreJob, model: VolumeModel) -> Costs:
     """What cells cost in memory under a job."""
-    spec = bundle.spec
+    spec = model.spec
     return Costs(
-        activation_bytes_per_cell(bundle.network(), spec.in_channels, spec.reach.stride, job.precision),
+        activation_bytes_per_cell(model.network, spec.in_channels, model.reach.stride, job.precision),
         len(spec.classes),
         PROBABILITY_BYTES[job.probabilities],
         "cuda" if job.resources.gpus else "cpu",
@@ -110,10 +126,10 @@ def job_costs(job: ScoreJob, bundle: Bundle) -> Costs:
     )
 
 
-def known_halo(job: ScoreJob, bundle: Bundle, stored: ScorePlan | None) -> tuple[Halo, ToleratedHalo | None] | None:
+def known_halo(job: ScoreJob, model: VolumeModel, stored: ScorePlan | None) -> tuple[Halo, ToleratedHalo | None] | None:
     """The exact halo, or the one an earlier run measured; None when it is yet to be measured."""
     if isinstance(job.halo, str):
-        return bundle.spec.reach.halo, None
+        return model.reach.halo, None
     if stored is None:
         return None
     deviation = stored.halo.deviation if stored.halo else 0.0
@@ -121,7 +137,7 @@ def known_halo(job: ScoreJob, bundle: Bundle, stored: ScorePlan | None) -> tuple
 
 
 def measured_halo(
-    bundle: Bundle, job: ScoreJob, cropped: xr.DataArray, chain: Chain | None
+    model: VolumeModel, job: ScoreJob, cropped: xr.DataArray, chain: Chain | None
 ) -> tuple[Halo, ToleratedHalo | None]:
     """The smallest halo within the job's tolerance, on samples of the survey and on noise; without a chain on noise.
 
@@ -129,23 +145,25 @@ def measured_halo(
         MismatchError: the network depends on whole patches along an axis that the job does not see whole.
     """
     if isinstance(job.halo, str):
-        return bundle.spec.reach.halo, None
-    reach, whole, tolerance = bundle.spec.reach, _whole_axes(job), job.halo.tolerance
-    _require_bounded(bundle, whole)
+        return model.reach.halo, None
+    reach, whole, tolerance = model.reach, _whole_axes(job), job.halo.tolerance
+    _require_bounded(model, whole)
     exact = tuple((0, 0) if axis in whole else pair for axis, pair in enumerate(reach.halo))
     take = _sampler(cropped, chain, reach.stride)
-    found = tolerated_halo(bundle.network(), take, tuple(cropped.shape), reach.stride, exact, tolerance)
+    found = tolerated_halo(model.network, take, tuple(cropped.shape), reach.stride, exact, tolerance)
     return found.halo, ToleratedHalo(tolerance=tolerance, deviation=found.deviation)
 
 
-def measured_precision(bundle: Bundle, job: ScoreJob, cropped: xr.DataArray, chain: Chain) -> PrecisionReport | None:
+def measured_precision(
+    model: VolumeModel, job: ScoreJob, cropped: xr.DataArray, chain: Chain
+) -> PrecisionReport | None:
     """What the job's precision changes on a patch of the survey; None in float32."""
     if job.precision == "float32":
         return None
-    stride = bundle.spec.reach.stride
+    stride = model.reach.stride
     lengths = tuple(min(n, _up(PRECISION_PATCH, s)) for n, s in zip(cropped.shape, stride, strict=True))
     sample = _sampler(cropped, chain, stride)(lengths)[0]
-    deviation, changed = precision_deviation(bundle.network(), sample, job.precision)
+    deviation, changed = precision_deviation(model.network, sample, job.precision)
     return PrecisionReport(deviation=deviation, classes_changed=changed)
 
 
@@ -153,11 +171,11 @@ def _whole_axes(job: ScoreJob) -> tuple[int, ...]:
     return tuple(axis for axis, name in enumerate(VOLUME_AXES) if name in job.whole)
 
 
-def _require_bounded(bundle: Bundle, whole: Sequence[int]) -> None:
-    axes = [VOLUME_AXES[axis] for axis in bundle.spec.reach.unbounded if axis not in whole]
+def _require_bounded(model: VolumeModel, whole: Sequence[int]) -> None:
+    axes = [VOLUME_AXES[axis] for axis in model.reach.unbounded if axis not in whole]
     if axes:
         raise MismatchError(
-            f"network {bundle.spec.name} depends on its whole patch, so that halo mode cannot be exact",
+            f"network {model.spec.name} depends on its whole patch, so that halo mode cannot be exact",
             where=f"axes {', '.join(axes)}",
             measured="a reach without bound",
             limit="a bounded one",
@@ -165,9 +183,9 @@ def _require_bounded(bundle: Bundle, whole: Sequence[int]) -> None:
         )
 
 
-def _blended_patch(bundle: Bundle, shard: tuple[int, ...]) -> tuple[int, ...]:
+def _blended_patch(model: VolumeModel, shard: tuple[int, ...]) -> tuple[int, ...]:
     """The patch of the network's training, where it is known; otherwise a block."""
-    trained: Any = bundle.spec.provenance.get("job", {}).get("patch")
+    trained: Any = model.spec.provenance.get("job", {}).get("patch")
     return tuple(trained) if trained and len(trained) == len(shard) else shard
 
 

@@ -8,21 +8,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
 from geobatch import cluster
-from geobatch.blocks import Grid, Region
-from geobatch.errors import IntegrityError, MismatchError, UsageError
+from geobatch.errors import IntegrityError, MismatchError
 from geobatch.models.bundle import Bundle, load_bundle
+from geobatch.models.sections import resolve_sections, volume_network
 from geobatch.plan import GIB
 from geobatch.preprocess import Chain, Crop
-from geobatch.score.layout import draw_layout, job_costs, known_halo, measured_halo, measured_precision
+from geobatch.score.layout import VolumeModel, draw_layout, job_costs, known_halo, measured_halo, measured_precision
 from geobatch.score.match import describe_data, prepared_quantiles, require_right_data
+from geobatch.score.region import require_domain, wanted_blocks
 from geobatch.score.spec import ScoreJob, ScorePlan
 from geobatch.storage import absolute_url, open_storage
 from geobatch.survey import (
-    VOLUME_AXES,
     open_survey,
     require_complete,
     require_every_shard,
@@ -40,6 +39,7 @@ class Inputs:
     Attributes:
         job: The job.
         bundle: The bundle, its hashes checked.
+        model: Its network as one of volumes.
         volume: The whole survey's volume, lazy.
         info: The survey's own description.
         stored: The plan an earlier run of this output stored.
@@ -48,6 +48,7 @@ class Inputs:
 
     job: ScoreJob
     bundle: Bundle
+    model: VolumeModel
     volume: xr.DataArray
     info: dict[str, Any]
     stored: ScorePlan | None
@@ -64,14 +65,21 @@ def open_inputs(job: ScoreJob, force: bool = False) -> Inputs:
     """
     job = job.model_copy(update={key: absolute_url(getattr(job, key)) for key in ("survey", "bundle", "output")})
     bundle = load_bundle(job.bundle)
+    sections = resolve_sections(bundle.spec.axes, job.sections)
+    job = job.model_copy(update={"sections": sections, "region": job.region.absolute()})
+    model = VolumeModel(bundle.spec, *volume_network(bundle, job.sections, job.combine))
     dataset = open_survey(job.survey)
     require_complete(dataset, job.survey)
     info = survey_info(dataset, job.survey)
+    require_domain(job.region, str(info.get("domain")))
     warnings = require_right_data(bundle.spec, describe_data(info, ()), job.survey, force)
     stored = _stored_plan(job.output)
     if stored is None:
         require_every_shard(dataset, job.survey)
-    return Inputs(job, bundle, valid_volume(dataset, job.survey), info, stored, warnings)
+    volume = valid_volume(dataset, job.survey)
+    if job.region.polygon is not None:
+        volume = _map_coordinates(volume, dataset)
+    return Inputs(job, bundle, model, volume, info, stored, warnings)
 
 
 def make_plan(inputs: Inputs) -> ScorePlan:
@@ -86,23 +94,25 @@ def make_plan(inputs: Inputs) -> ScorePlan:
     job, bundle, stored = inputs.job, inputs.bundle, inputs.stored
     chain = _chain(job, bundle)
     shape = tuple(chain.crop(inputs.volume).shape)
-    known = known_halo(job, bundle, stored)
+    known = known_halo(job, inputs.model, stored)
     if known:
         # What memory cannot hold is refused before anything is read; a halo that is yet to be measured must wait.
-        draw_layout(job, bundle, stored, shape, chain, known[0])
+        draw_layout(job, inputs.model, stored, shape, chain, known[0])
     if stored is not None:
         chain = stored.chain
     elif job.statistics == "survey":
         cluster.connect(cpus=math.ceil(job.resources.cpus * job.resources.most))
         chain = chain.fit(inputs.volume)
     cropped = chain.crop(inputs.volume)
-    halo, tolerated = known or measured_halo(bundle, job, cropped, chain)
-    layout = draw_layout(job, bundle, stored, shape, chain, halo)
+    halo, tolerated = known or measured_halo(inputs.model, job, cropped, chain)
+    layout = draw_layout(job, inputs.model, stored, shape, chain, halo)
     plan = ScorePlan(
         survey=job.survey,
         survey_identity=str(inputs.info.get("identity")),
         bundle=job.bundle,
         bundle_hash=bundle.spec.hash,
+        sections=job.sections,
+        combine=(job.combine or "mean") if len(job.sections) > 1 else None,
         statistics=job.statistics,
         crop=job.crop,
         chain=chain,
@@ -113,7 +123,7 @@ def make_plan(inputs: Inputs) -> ScorePlan:
         device="cuda" if job.resources.gpus else "cpu",
         halo=tolerated,
         precision=job.precision,
-        precision_report=stored.precision_report if stored else measured_precision(bundle, job, cropped, chain),
+        precision_report=stored.precision_report if stored else measured_precision(inputs.model, job, cropped, chain),
         probabilities=job.probabilities,
         classes=bundle.spec.classes,
     )
@@ -133,26 +143,22 @@ def make_plan(inputs: Inputs) -> ScorePlan:
     return plan
 
 
-def wanted_blocks(grid: Grid, cropped: xr.DataArray, job: ScoreJob) -> npt.NDArray[np.int64]:
-    """The numbers of the blocks that touch the job's region, sorted."""
-    return np.array([grid.number(index) for index in grid.indices(_region_cells(cropped, job))], np.int64)
-
-
 def forecast_score(job: ScoreJob) -> dict[str, Any]:
     """What scoring would do, without doing it: nothing is read but metadata."""
     inputs = open_inputs(job)
     chain = _chain(inputs.job, inputs.bundle)
-    job, bundle, cropped = inputs.job, inputs.bundle, chain.crop(inputs.volume)
-    known = known_halo(job, bundle, inputs.stored)
-    halo, _ = known or measured_halo(bundle, job, cropped, None)
-    layout = draw_layout(job, bundle, inputs.stored, tuple(cropped.shape), chain, halo)
-    grid, memory, output_bytes = layout.grid, layout.memory, job_costs(job, bundle).output_bytes
-    wanted = wanted_blocks(grid, cropped, job)
+    job, cropped = inputs.job, chain.crop(inputs.volume)
+    known = known_halo(job, inputs.model, inputs.stored)
+    halo, _ = known or measured_halo(inputs.model, job, cropped, None)
+    layout = draw_layout(job, inputs.model, inputs.stored, tuple(cropped.shape), chain, halo)
+    grid, memory, output_bytes = layout.grid, layout.memory, job_costs(job, inputs.model).output_bytes
+    wanted = wanted_blocks(grid, cropped, job.region)
+    edges = zip(np.unravel_index(wanted, grid.counts), grid.shape, grid.shard, strict=True)
     if not known:
         inputs.warnings.append("halo was measured on noise; the run measures it on the survey, and may find another")
     return {
         "blocks": len(wanted),
-        "voxels": sum(math.prod(c.stop - c.start for c in grid.block(grid.index(int(n))).write) for n in wanted),
+        "voxels": int(np.prod([np.minimum(b, n - i * b) for i, n, b in edges], axis=0).sum()),
         "redundancy": round(grid.redundancy(), 3),
         "grid": dataclasses.asdict(grid),
         "batch": layout.batch,
@@ -175,22 +181,9 @@ def _chain(job: ScoreJob, bundle: Bundle) -> Chain:
     return Chain(steps=(Crop(**job.crop.model_dump()), *steps) if job.crop else tuple(steps))
 
 
-def _region_cells(cropped: xr.DataArray, job: ScoreJob) -> Region:
-    cells = []
-    for axis in VOLUME_AXES:
-        ends = getattr(job.region, axis)
-        numbers = np.asarray(cropped[axis].values, dtype=np.float64)
-        first, last = ends or (-math.inf, math.inf)
-        inside = np.flatnonzero((numbers >= first) & (numbers <= last))
-        if inside.size == 0:
-            raise UsageError(
-                f"region holds no {axis} of the survey",
-                where=f"region.{axis}",
-                measured=[first, last],
-                limit=f"{numbers.min():g} to {numbers.max():g}",
-            )
-        cells.append(slice(int(inside[0]), int(inside[-1]) + 1))
-    return tuple(cells)
+def _map_coordinates(volume: xr.DataArray, dataset: xr.Dataset) -> xr.DataArray:
+    """The volume with the traces' places on the map, as far as the survey has them, not yet read."""
+    return volume.assign_coords({name: dataset[name] for name in ("cdp_x", "cdp_y") if name in dataset})
 
 
 def _stored_plan(output_url: str) -> ScorePlan | None:

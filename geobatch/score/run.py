@@ -20,8 +20,9 @@ from geobatch.errors import IncompleteError, NotFoundError
 from geobatch.score.dispatch import Answer, Dispatcher, Tally, Work, now
 from geobatch.score.lease import Control, leased
 from geobatch.score.output import JOB, ScoredOutput, Stored, require_ours
-from geobatch.score.planning import Inputs, make_plan, open_inputs, wanted_blocks
+from geobatch.score.planning import Inputs, make_plan, open_inputs
 from geobatch.score.receipts import MANIFEST, Ledger, Numbers, Receipt, block_numbers
+from geobatch.score.region import wanted_blocks
 from geobatch.score.spec import ScoreJob, ScorePlan, ScoreResources
 from geobatch.score.verify import verify_receipts
 from geobatch.score.worker import Task
@@ -167,7 +168,7 @@ def _run(job: ScoreJob, force: bool, on_progress: OnProgress, open_pool: OpenPoo
     require_ours(inputs)
     plan = make_plan(inputs)
     volume = plan.chain.crop(inputs.volume)
-    wanted = wanted_blocks(plan.grid, volume, inputs.job)
+    wanted = wanted_blocks(plan.grid, volume, inputs.job.region)
     with leased(inputs.job.output, on_wait=lambda holder: inputs.warnings.append(f"waited for {holder}")) as control:
         output = ScoredOutput(inputs, plan, volume, control)
         output.begin(wanted)

@@ -7,12 +7,14 @@ import json
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from geobatch.blocks import Grid
 from geobatch.models.bundle import ClassInfo
+from geobatch.models.sections import Combine, SectionAxis
 from geobatch.preprocess import Chain
 from geobatch.score.predictor import INVALID, PROBABILITY_STEPS, Precision, Probabilities
+from geobatch.score.region import AxisRanges, Region
 from geobatch.shards import ArraySpec
 from geobatch.survey import VOLUME_AXES, class_attributes
 
@@ -28,12 +30,13 @@ Cells = Annotated[int, Field(ge=1)]
 Shape3 = tuple[Cells, Cells, Cells]
 
 
-class Region(_Frozen):
-    """A part of a survey, in numbers of its axes, both ends included; it is rounded out to whole blocks."""
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
 
-    inline: tuple[float, float] | None = None
-    crossline: tuple[float, float] | None = None
-    sample: tuple[float, float] | None = None
+
+Sections = Annotated[
+    tuple[SectionAxis, ...], BeforeValidator(_listed, json_schema_input_type=SectionAxis | tuple[SectionAxis, ...])
+]
 
 
 class ReplicaRange(_Frozen):
@@ -156,6 +159,10 @@ class ScoreJob(_Frozen):
         output: URL of the scored survey.
         region: Part of the survey to score; the output has the whole survey's axes, so that a region can grow.
         crop: Part of the survey that counts as the whole of it: the output has its axes, statistics come from it.
+        sections: Axis across which the sections of a network of two axes lie, or several, each then run by itself;
+            needed where the bundle fits more than one.
+        combine: How several sets of sections become one result: `mean` of their class probabilities, which is the
+            default, or `vote` of their classes.
         statistics: `survey` fits the preprocessing's statistics to this survey, whose amplitude scale is its own;
             `bundle` keeps those of the training data.
         shard: Cells of a block and of an object of the output, per axis.
@@ -181,7 +188,9 @@ class ScoreJob(_Frozen):
     bundle: str
     output: str
     region: Region = Region()
-    crop: Region | None = None
+    crop: AxisRanges | None = None
+    sections: Sections = ()
+    combine: Combine | None = None
     statistics: Literal["survey", "bundle"] = "survey"
     shard: Shape3 = (128, 128, 128)
     chunk: Shape3 = (64, 64, 64)
@@ -210,6 +219,14 @@ class ScoreJob(_Frozen):
             raise ValueError(f"shard {self.shard} is no whole multiple of chunk {self.chunk}")
         return self
 
+    @model_validator(mode="after")
+    def _several_sections_are_combined(self) -> Self:
+        if len(set(self.sections)) < len(self.sections):
+            raise ValueError(f"sections {', '.join(self.sections)}: each may be named once")
+        if self.combine and len(self.sections) < 2:
+            raise ValueError(f"combine: {self.combine} needs several sections, such as [inline, crossline]")
+        return self
+
 
 class ScorePlan(_Frozen):
     """Everything that decides the voxels of a scored survey, fixed before the run and stored with the output."""
@@ -219,8 +236,10 @@ class ScorePlan(_Frozen):
     survey_identity: str
     bundle: str
     bundle_hash: str
+    sections: tuple[SectionAxis, ...] = ()
+    combine: Combine | None = None
     statistics: Literal["survey", "bundle"]
-    crop: Region | None
+    crop: AxisRanges | None
     chain: Chain
     grid: Grid
     chunk: tuple[int, ...]

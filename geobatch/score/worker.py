@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import os
 import socket
@@ -17,11 +16,12 @@ import numpy.typing as npt
 import torch
 import xarray as xr
 
-from geobatch.blocks import Block, Grid, smallest_patch
-from geobatch.errors import IntegrityError, MismatchError, NotFoundError, UsageError
+from geobatch.blocks import Block, Grid
+from geobatch.errors import IntegrityError, MismatchError, NotFoundError
 from geobatch.models.bundle import load_bundle
+from geobatch.models.sections import volume_network
 from geobatch.preprocess import prepare, read_region
-from geobatch.score.predictor import INVALID, Prediction, Predictor
+from geobatch.score.predictor import INVALID, Prediction, Predictor, build_predictor
 from geobatch.score.receipts import STAGES, Receipt, ShardReceipt
 from geobatch.score.spec import ScorePlan
 from geobatch.shards import ArraySpec, decode_shard, encode_shard, shard_key
@@ -98,20 +98,17 @@ class BlockScorer:
         """The whole survey, lazy."""
         dataset = open_survey(self.plan.survey)
         _require_same("survey", self.plan.survey, survey_info(dataset).get("identity"), self.plan.survey_identity)
-        return self.plan.chain.crop(valid_volume(dataset, self.plan.survey))
+        volume = self.plan.chain.crop(valid_volume(dataset, self.plan.survey))
+        # Coordinates of the map are one chunk each, and would be loaded whole with every block.
+        return volume.drop_vars([name for name in volume.coords if name not in (*volume.dims, "live_mask")])
 
     @cached_property
     def predictor(self) -> Predictor:
         """The network on its device."""
         bundle = load_bundle(self.plan.bundle)
         _require_same("bundle", self.plan.bundle, bundle.spec.hash, self.plan.bundle_hash)
-        return Predictor(
-            bundle.network(),
-            len(self.plan.classes),
-            probabilities=self.plan.probabilities,
-            batch=self.plan.batch,
-            device=self.plan.device,
-        )
+        network, _ = volume_network(bundle, self.plan.sections, self.plan.combine)
+        return build_predictor(self.plan, network)
 
     def load(self) -> None:
         """Open the survey and load the network now, so that what ails them is one error and not one for each block."""
@@ -197,7 +194,7 @@ class BlockScorer:
             if batch > 1:
                 batch //= 2
             else:
-                grid = _smaller_patch(grid)
+                grid = grid.with_smaller_patch()
         return grid, batch
 
     def _all_dead(self, block: Block) -> bool:
@@ -274,22 +271,6 @@ class BlockScorer:
             bytes_read=bytes_read,
             worker=self.worker,
         )
-
-
-def _smaller_patch(grid: Grid) -> Grid:
-    """The grid with the longest reducible side of its patch halved."""
-    sides = zip(grid.patch, grid.shape, grid.stride, grid.halo, strict=True)
-    halves = [max(min(p, -(-n // s) * s) // 2 // s * s, smallest_patch(s, h)) for p, n, s, h in sides]
-    gains = [min(p, n) - half for p, n, half in zip(grid.patch, grid.shape, halves, strict=True)]
-    axis = int(np.argmax(gains))
-    if gains[axis] <= 0:
-        raise UsageError(
-            "memory does not hold the smallest patch",
-            measured=grid.patch,
-            remedy="Lower shard, or give the replicas more memory.",
-        )
-    patch = tuple(halves[a] if a == axis else length for a, length in enumerate(grid.patch))
-    return dataclasses.replace(grid, patch=patch)
 
 
 def shard_object(spec: ArraySpec, index: tuple[int, ...]) -> str:

@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from proxy import chaos_proxy
 
 from geobatch.errors import LeaseError
+from geobatch.local_s3 import LocalS3, environment
 from geobatch.score import lease as leases
 from geobatch.score.lease import LEASE, Holder, Lease
 from geobatch.storage import join_url, open_storage
@@ -73,3 +75,10 @@ def test_16_racers_have_one_winner_each(tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 def test_16_racers_have_one_winner_of_200_leases_each(tmp_path: Path) -> None:
     require_one_winner_each(str(tmp_path), 200)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1800)
+def test_16_racers_have_one_winner_of_200_leases_each_on_s3(s3: str, s3_server: LocalS3) -> None:
+    with chaos_proxy(s3_server.endpoint) as proxy, environment({"AWS_ENDPOINT_URL": proxy.endpoint}):
+        require_one_winner_each(s3, 200)
