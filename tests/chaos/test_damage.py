@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from scene import ARRAYS, BLOCKS, Scene, in_process, make_scene, shard_key, shards, state
+from scene import ARRAYS, BLOCKS, Scene, in_process, shard_key, shards, state
 
 from geobatch.errors import IncompleteError
 from geobatch.score.run import repair, score
@@ -17,11 +17,6 @@ from geobatch.storage import join_url
 
 SHARDS = [(array, block) for array in ARRAYS for block in range(BLOCKS)]
 Shard = tuple[str, int]
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
-    return make_scene(str(tmp_path_factory.mktemp("scene")))
 
 
 @pytest.fixture

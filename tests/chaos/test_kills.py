@@ -27,11 +27,6 @@ LOCK_S = {"geobatch.storage.files.LOCK_TIMEOUT_S": 0.5}
 STRAGGLER_S = {"geobatch.score.dispatch.STRAGGLER_LEAST_S": 0.5}
 
 
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
-    return make_scene(str(tmp_path_factory.mktemp("scene")))
-
-
 @dataclass
 class Stage:
     """A scene, its line, and a new output of it."""

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from line import ACTIONS, Fault, Line
-from scene import ARRAYS, BLOCKS, Scene, in_process, make_scene, shard_key, state
+from scene import ARRAYS, BLOCKS, Scene, in_process, shard_key, state
 
 from geobatch.errors import IncompleteError
 from geobatch.score.output import JOB, SCOPE
@@ -257,11 +257,6 @@ class Survey(RuleBasedStateMachine):
     def stored_scope(self) -> set[int]:
         runs = json.loads(self.storage.get(SCOPE)) if self.storage.exists(SCOPE) else []
         return {block for first, stop in runs for block in range(first, stop)}
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
-    return make_scene(str(tmp_path_factory.mktemp("scene")))
 
 
 def require_clean(scene: Scene, sequences: int, steps: int) -> None:
