@@ -95,8 +95,7 @@ class Lease:
         Raises:
             LeaseError: a living run holds it.
         """
-        # A renewal that waited out an outage would come too late to be one.
-        storage = open_storage(output_url, patience_s=RENEWAL_S)
+        storage = open_storage(output_url)
         run, holder = uuid.uuid4().hex, Holder.this_process()
         seen: str | None = None
         since = time.monotonic()
@@ -107,7 +106,8 @@ class Lease:
             except NotFoundError:
                 found, version = {"fence": 0, "released": True}, ""
             if found.get("run") == run:
-                return cls(storage, found["fence"], run, found, version)
+                # A renewal that waited out an outage would come too late to be one.
+                return cls(open_storage(output_url, patience_s=RENEWAL_S), found["fence"], run, found, version)
             # A reader that was held up itself must not take what changed meanwhile for abandoned.
             abandoned = seen == version and time.monotonic() - since > TIMEOUT_S
             if found["released"] or Holder(**found["holder"]).is_gone() or abandoned:
