@@ -1,6 +1,6 @@
 """Receipts: which blocks are written, proven by the checksum of every shard, kept as Parquet objects beside the output.
 
-A receipt is about 120 bytes in memory and less when stored, so that a million blocks are one object of some 80 MB.
+A receipt is about 150 bytes in memory and half of that stored, so that a million blocks are one object of some 70 MB.
 """
 
 from __future__ import annotations
