@@ -4,7 +4,7 @@ BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO := 0
 
-.PHONY: demo test check bench real clean
+.PHONY: demo test chaos check bench real clean
 
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -17,6 +17,9 @@ demo: .venv
 
 test: .venv
 	$(BIN)/python -m pytest
+
+chaos: .venv
+	$(BIN)/python -m pytest tests/chaos -m chaos --timeout 3600
 
 check: .venv
 	$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
@@ -251,7 +252,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     if watch.is_watched():
         watch.heed_parent()
-    code = _command()
+    # Ray prints what raylets tell on a driver's stdout, where nothing but the result belongs.
+    with contextlib.redirect_stdout(sys.stderr) if watch.is_watched() else contextlib.nullcontext():
+        code = _command()
     if "ray" in sys.modules:
         from geobatch import cluster
 
@@ -290,12 +293,13 @@ def _interrupt(_signal: int, _frame: object) -> None:
 
 
 def _print_result(result: dict[str, Any], as_json: bool) -> None:
+    results = sys.__stdout__ if watch.is_watched() else sys.stdout
     if as_json:
-        print(json.dumps(result, indent=2, default=str))
+        print(json.dumps(result, indent=2, default=str), file=results)
         return
     from rich.pretty import pprint
 
-    pprint(result, console=Console(highlight=True), expand_all=True)
+    pprint(result, console=Console(highlight=True, file=results), expand_all=True)
 
 
 class _Progress:

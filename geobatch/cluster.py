@@ -53,6 +53,14 @@ def may_grow() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
+def is_draining() -> bool:
+    """True in a worker whose node is about to be taken away."""
+    import ray
+
+    # The place where Ray Train asks too; there is no public one.
+    return ray.get_runtime_context().get_node_id() in ray._private.state.state.get_draining_nodes()
+
+
 def disconnect() -> None:
     """Leave the cluster; one that `connect` started ends with it, Serve included."""
     import ray

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ import numpy.typing as npt
 import psutil
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from geobatch.blocks import Grid, covering_patch, smallest_patch
 from geobatch.errors import UsageError
@@ -22,6 +25,8 @@ WORKER_BYTES = int(0.7 * GIB)
 """An idle replica with torch, xarray and its network loaded; .55 GiB was seen."""
 DEVICE_BYTES = int(0.6 * GIB)
 """A CUDA context with the kernels of cuDNN."""
+LIBRARY_COPIES = 1.75
+"""Memory of a forward pass over what PyTorch's tensors hold in it: oneDNN and cuDNN reorder what they compute on."""
 CALL_CELLS = {"cpu": 2**11, "cuda": 2**17}
 """Cells whose computing takes as long as one forward pass takes beside its arithmetic: about 1 ms."""
 
@@ -94,28 +99,42 @@ def _gib(parts: dict[str, int]) -> str:
 def activation_bytes_per_cell(
     network: nn.Module, in_channels: int, stride: tuple[int, ...], precision: str = "float32"
 ) -> float:
-    """Bytes of all intermediate results of one forward pass per input cell, measured on a small patch.
+    """Peak memory of one forward pass in bytes per input cell: what is alive at once on a small patch, and copies.
 
-    An upper bound of what is alive at once: in evaluation most results are freed as the pass goes on.
+    U-Nets of 8 and 16 channels at 128³ took 1.54 and 1.56 times what is alive at once (resident memory, CPU).
     """
-    counted = 0
-
-    def count(_module: nn.Module, _inputs: object, output: object) -> None:
-        nonlocal counted
-        for tensor in output if isinstance(output, tuple) else (output,):
-            if isinstance(tensor, torch.Tensor):
-                counted += tensor.numel() * tensor.element_size()
-
-    hooks = [m.register_forward_hook(count) for m in network.modules() if not list(m.children())]
     shape = [4 * s for s in stride]
     lowered = torch.autocast("cpu", dtype=getattr(torch, precision), enabled=precision != "float32")
-    try:
-        with torch.inference_mode(), lowered:
-            network(torch.zeros((1, in_channels, *shape)))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return counted / math.prod(shape)
+    with torch.no_grad(), lowered, _LivePeak() as live:
+        network(torch.zeros((1, in_channels, *shape)))
+    return float(LIBRARY_COPIES * live.peak / math.prod(shape))
+
+
+class _LivePeak(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The most bytes of results that were alive at once inside the context."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._held: dict[int, list[int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(results):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                views = self._held.setdefault(storage.data_ptr(), [0, storage.nbytes()])
+                self.now += storage.nbytes() if views[0] == 0 else 0
+                views[0] += 1
+                weakref.finalize(tensor, self._free, storage.data_ptr())
+        self.peak = max(self.peak, self.now)
+        return results
+
+    def _free(self, place: int) -> None:
+        views = self._held[place]
+        views[0] -= 1
+        if views[0] == 0:
+            self.now -= self._held.pop(place)[1]
 
 
 def project_memory(grid: Grid, batch: int, costs: Costs) -> Memory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -35,16 +36,21 @@ def open_survey(url: str) -> xr.Dataset:
         StorageError: the bucket or the credentials are wrong.
     """
     storage = open_storage(url)
-    if not storage.exists("zarr.json"):
+    try:
+        group = json.loads(storage.get("zarr.json"))
+    except NotFoundError:
         begun = next(storage.list(), None) is not None
         raise NotFoundError(
             "survey was begun but not finished" if begun else "no survey there",
             where=url,
             remedy="Run the command that writes it again." if begun else "Check the URL.",
-        )
+        ) from None
+    # Ingest stores every shard; a scored survey lacks those that no run was asked for.
+    complete = group["attributes"].get("geobatch", {}).get("kind") == "volume"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        dataset: xr.Dataset = xr.open_zarr(zarr_store(url), chunks=None, consolidated=True, zarr_format=3)
+        store = zarr_store(url, complete=complete)
+        dataset: xr.Dataset = xr.open_zarr(store, chunks=None, consolidated=True, zarr_format=3)
     survey_info(dataset, url)
     return dataset
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import typer.main
+import yaml
 from surveys import random_volume, write_bundle, write_survey
 
 from geobatch.cli import app
-from geobatch.job import load_job
+from geobatch.job import load_job, parse_job
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -43,6 +44,17 @@ def test_readme_code_runs(tmp_path: Path) -> None:
     exec(compile(code, "README.md", "exec"), names)
     assert names["summary"]["blocks"]["scored"] == 1
     assert names["survey"]["amplitude"].shape == (20, 20, 20)
+
+
+def test_readme_keys_of_a_scoring_job_are_valid() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.S)
+    keys = yaml.safe_load(block)
+    places = {"job": "score", "survey": "a", "bundle": "b", "output": "c"}
+    together = [("mode", "overlap", "weights"), ("sections", "combine")]
+    alone = [(key,) for key in keys if not any(key in group for group in together)]
+    for group in [*together, *alone]:
+        job = parse_job({**places, **{key: keys[key] for key in group}})
+        assert not set(group) - set(job.model_fields_set)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.name)

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import os
 import threading
 import time
 import traceback
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -24,14 +25,14 @@ from geobatch.errors import GeobatchError, StorageError, TransientError, UsageEr
 from geobatch.score.dispatch import Answer
 from geobatch.score.spec import ScorePlan, ScoreResources
 from geobatch.score.worker import BlockScorer, Task
-from geobatch.storage import TRANSIENT
 
 REQUESTS_PER_REPLICA = 2
 START_TIMEOUT_S = 300
 GROWTH_TIMEOUT_S = 1800
 HEARTBEAT_S = 5.0
 ABANDONED_S = 30.0
-WINDOW_AGE_S = 2.0
+WINDOW_POLL_S = 2.0
+DRAIN_POLL_S = 1.0
 
 
 class Replica:
@@ -50,6 +51,7 @@ class Replica:
         self._write = ThreadPoolExecutor(1, thread_name_prefix="write") if overlap else compute
         # Blocks in memory at once: one read ahead, one on the device, one on its way out.
         self._room = asyncio.Semaphore(3 if overlap else 1)
+        threading.Thread(target=_leave_draining_node, name="leave", daemon=True).start()
 
     async def score(self, tasks: Sequence[Task]) -> list[Answer]:
         """Per task its receipt, or a failure with its class and traceback."""
@@ -89,6 +91,19 @@ class Warden:
         ray.kill(ray.get_runtime_context().current_actor)
 
 
+def _leave_draining_node() -> None:
+    """End this replica soon after its node is announced to go, which gives its blocks back to the driver.
+
+    Serve would keep it at work until another one runs, or until shortly before the node goes.
+    """
+    while True:
+        time.sleep(DRAIN_POLL_S)
+        # While the head does not answer nothing is known.
+        with contextlib.suppress(Exception):
+            if cluster.is_draining():
+                os._exit(0)
+
+
 def describe_failure(error: Exception) -> dict[str, Any]:
     """A failure's class (C3: transient, memory, fatal or poison), message and traceback."""
     message = str(error)
@@ -97,7 +112,7 @@ def describe_failure(error: Exception) -> dict[str, Any]:
         kind = "memory"
     elif isinstance(error, StorageError):
         kind = "fatal"
-    elif isinstance(error, TRANSIENT) or (isinstance(error, OSError) and not isinstance(error, GeobatchError)):
+    elif isinstance(error, TransientError) or (isinstance(error, OSError) and not isinstance(error, GeobatchError)):
         kind = "transient"
     else:
         kind = "poison"
@@ -110,8 +125,10 @@ class Pool:
 
     application: str
     handle: Any
-    replicas: int
-    _asked: float = 0.0
+    resources: ScoreResources
+    _replicas: int = 0
+    _gone: TransientError | None = None
+    _ended: threading.Event = field(default_factory=threading.Event)
 
     def score(self, tasks: Sequence[Task]) -> list[Answer]:
         """The answers of one replica, in order; raises TransientError when it was lost on the way."""
@@ -124,22 +141,49 @@ class Pool:
         return answers
 
     def window(self) -> int:
-        """Requests that the replicas running now can take."""
-        if time.monotonic() - self._asked > WINDOW_AGE_S:
-            with contextlib.suppress(ray.exceptions.RayError, RayServeException):
-                self.replicas = _running(self.application)
-            self._asked = time.monotonic()
-        return max(self.replicas, 1) * REQUESTS_PER_REPLICA
+        """Requests that the replicas running now can take; waits for the first ones.
+
+        Raises:
+            UsageError: the replicas did not start.
+            TransientError: they were removed.
+        """
+        if not self._replicas:
+            self._remove_stale()
+            self._replicas = _wait_until_running(self.application, self.resources)
+            threading.Thread(target=self._follow, name="window", daemon=True).start()
+        if self._gone:
+            raise self._gone
+        return self._replicas * REQUESTS_PER_REPLICA
+
+    def close(self) -> None:
+        """Ask no more how many replicas there are."""
+        self._ended.set()
+
+    def _follow(self) -> None:
+        """Keep the count of replicas. A thread of its own: Serve may not answer for minutes when the head is lost."""
+        while not self._ended.wait(WINDOW_POLL_S):
+            try:
+                self._replicas = max(_running(self.application), 1)
+            except TransientError as error:
+                self._gone = error
+            except (ray.exceptions.RayError, RayServeException):
+                continue
+
+    def _remove_stale(self) -> None:
+        """Remove what an earlier run of this output left, whose replicas hold what these need."""
+        for name in serve.status().applications:
+            if name != self.application and name.startswith(self.application.rpartition("-")[0]):
+                serve.delete(name)
 
 
 @contextlib.contextmanager
 def deployed(
     plan: ScorePlan, output_url: str, resources: ScoreResources, replica: type[Any] = Replica
 ) -> Iterator[Pool]:
-    """A context in which a pool of replicas runs, started at its full size.
+    """A context with a pool of replicas, started at its full size; they load their network meanwhile.
 
     Each run has an application of its own, named by its output. A warden on the cluster removes it when the driver is
-    gone, and the next run of the same output does too.
+    gone, and the next run of the same output does too, once it holds the lease.
 
     Args:
         plan: The plan every replica works by.
@@ -154,8 +198,6 @@ def deployed(
     _require_room(resources)
     serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
     family = f"score-{hashlib.sha256(output_url.encode()).hexdigest()[:12]}"
-    for stale in [name for name in serve.status().applications if name.startswith(family)]:
-        serve.delete(stale)
     application = f"{family}-{uuid.uuid4().hex[:8]}"
     target = serve.RunTarget(
         target=_deployment(resources, replica).bind(plan.model_dump_json(), output_url, resources.overlaps),
@@ -166,8 +208,8 @@ def deployed(
     with _watched(application):
         try:
             (handle,) = serve.run_many([target], wait_for_applications_running=False)
-            _wait_until_running(application, resources)
-            yield Pool(application, handle, resources.most)
+            with contextlib.closing(Pool(application, handle, resources)) as pool:
+                yield pool
         finally:
             serve.delete(application)
 
@@ -195,7 +237,7 @@ def _deployment(resources: ScoreResources, replica: type[Any]) -> Any:
         max_ongoing_requests=REQUESTS_PER_REPLICA,
         ray_actor_options=options,
         health_check_period_s=5,
-        # A node that drains gets its blocks back this soon; what a replica was about to write is adopted or redone.
+        # What a replica that is taken away was about to write is adopted or redone.
         graceful_shutdown_timeout_s=4,
         graceful_shutdown_wait_loop_s=0.2,
         **size,
@@ -206,7 +248,8 @@ def _deployment(resources: ScoreResources, replica: type[Any]) -> Any:
 def _watched(application: str) -> Iterator[None]:
     """A context in which a detached actor hears that this process lives, and cleans up when it does not."""
     actor = ray.remote(num_cpus=0)(Warden)
-    options = {"name": f"warden-{application}", "namespace": "geobatch", "lifetime": "detached"}
+    # Its own node may be lost; it starts again on another one.
+    options = {"name": f"warden-{application}", "namespace": "geobatch", "lifetime": "detached", "max_restarts": -1}
     warden = actor.options(**options).remote(application, ABANDONED_S)
     ended = threading.Event()
 
@@ -237,11 +280,11 @@ def _running(application: str) -> int:
     return deployment.replica_states.get("RUNNING", 0) if deployment else 0
 
 
-def _wait_until_running(application: str, resources: ScoreResources) -> None:
-    """Return when enough replicas run; raise UsageError when they do not come up."""
+def _wait_until_running(application: str, resources: ScoreResources) -> int:
+    """How many replicas run, once there are enough; raises UsageError when they do not come up."""
     timeout_s = GROWTH_TIMEOUT_S if cluster.may_grow() else START_TIMEOUT_S
     deadline = time.monotonic() + timeout_s
-    while _running(application) < resources.least:
+    while (running := _running(application)) < resources.least:
         status = serve.status().applications[application]
         if status.status == "DEPLOY_FAILED" or time.monotonic() > deadline:
             raise UsageError(
@@ -251,6 +294,7 @@ def _wait_until_running(application: str, resources: ScoreResources) -> None:
                 remedy="Lower resources in the job, or use a larger cluster.",
             )
         time.sleep(0.2)
+    return running
 
 
 def _told(status: Any) -> str:

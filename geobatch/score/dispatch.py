@@ -69,11 +69,13 @@ class Work:
         blocks: Sorted block numbers.
         look: Per entry, whether its shards seem to be stored already. bool.
         replace: Arrays to be replaced, for the blocks that are repaired.
+        proven: What a receipt says of shards that are stored, for blocks that are not whole; as in `Task`.
     """
 
     blocks: Numbers
     look: npt.NDArray[np.bool_]
     replace: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    proven: dict[int, tuple[bytes, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, blocks: Sequence[int] | Numbers) -> Work:
@@ -84,7 +86,7 @@ class Work:
     def task(self, position: int) -> Task:
         """The task of one entry."""
         block = int(self.blocks[position])
-        return Task(block, bool(self.look[position]), self.replace.get(block, ()))
+        return Task(block, bool(self.look[position]), self.replace.get(block, ()), self.proven.get(block, ()))
 
 
 @dataclass

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +37,7 @@ GPU_BATCHES = (1, 2, 4, 8, 16)
 SAMPLES = 2
 PRECISION_PATCH = 64
 RECOMPUTED_LIMIT = 1.5
+BLOCK_CELLS = {"cpu": 2**25, "cuda": 2**28}
 
 
 @dataclass(frozen=True)
@@ -96,21 +98,29 @@ def draw_layout(
         _require_bounded(model, whole)
     chunk = tuple(min(c, 1 << max(n - 1, 0).bit_length()) for c, n in zip(job.chunk, shape, strict=True))
     most = tuple(-(-n // c) * c for n, c in zip(shape, chunk, strict=True))
-    shard = tuple(
-        m if axis in whole else max(min(s, m) // c, 1) * c
-        for axis, (s, m, c) in enumerate(zip(job.shard, most, chunk, strict=True))
-    )
     around: Halo = tuple(chain.halo.get(axis, (0, 0)) for axis in VOLUME_AXES)
     used: Halo = ((0, 0),) * len(shape) if blend else halo
     given = job.patch or (stored.grid.patch if stored else None)
-    patch = given or (_blended_patch(model, shard) if blend else covering_patch(shape, shard, reach.stride, used))
-    patch = tuple(
-        _up(n, s) if axis in whole else p if given else _up(min(p, n), s)
-        for axis, (p, n, s) in enumerate(zip(patch, shape, reach.stride, strict=True))
-    )
-    grid = Grid(shape, shard, patch, reach.stride, used, around, blend, whole)
     costs, limits = job_costs(job, model), _limits(job, stored, known=given is not None)
-    grid, batch = _fitted(job, stored, grid, costs, limits, free=given is None)
+
+    def grid_of(shard: tuple[int, ...]) -> Grid:
+        patch = given or (_blended_patch(model, shard) if blend else covering_patch(shape, shard, reach.stride, used))
+        patch = tuple(
+            _up(n, s) if axis in whole else p if given else _up(min(p, n), s)
+            for axis, (p, n, s) in enumerate(zip(patch, shape, reach.stride, strict=True))
+        )
+        return Grid(shape, shard, patch, reach.stride, used, around, blend, whole)
+
+    asked = job.shard or (stored.grid.shard if stored else None)
+    if asked is None:
+        whole_shards = [
+            (m,) if axis in whole else _lengths(c, m) for axis, (c, m) in enumerate(zip(chunk, most, strict=True))
+        ]
+        shard = _fastest_shard(map(grid_of, itertools.product(*whole_shards)), costs, limits, job.resources.most)
+    else:
+        axes = enumerate(zip(asked, most, chunk, strict=True))
+        shard = tuple(m if axis in whole else max(min(s, m) // c, 1) * c for axis, (s, m, c) in axes)
+    grid, batch = _fitted(job, stored, grid_of(shard), costs, limits, free=given is None)
     return Layout(grid, chunk, batch, project_memory(grid, batch, costs), tuple(_warnings(job, grid)))
 
 
@@ -226,11 +236,34 @@ def _fitted(
     return grid, batches[0]
 
 
+def _lengths(chunk: int, most: int) -> list[int]:
+    """Shard lengths to choose from along one axis: multiples of the chunk that halve the axis again and again."""
+    lengths = {most, *(chunk * k for k in (1, 2, 3, 4, 6, 8) if chunk * k < most)}
+    return sorted(lengths | {-(-most // (chunk * parts)) * chunk for parts in (2, 3, 4)})
+
+
+def _fastest_shard(grids: Iterable[Grid], costs: Costs, limits: Limits, replicas: int) -> tuple[int, ...]:
+    """The shard under which the fewest cells are computed per replica, among blocks of one patch that fit in memory.
+
+    A block is what a kill can cost and what the last replica is waited for, so that it stays within `BLOCK_CELLS`. Of
+    equals, the smaller one. Where nothing fits, the smallest, whose patches are chosen within it.
+    """
+    timed = []
+    for grid in grids:
+        memory = project_memory(grid, 1, costs)
+        fits = memory.host <= limits.host and memory.device <= (limits.device or math.inf)
+        cells = math.prod(grid.shard)
+        rounds = -(-grid.total // replicas) * replicas / grid.total
+        time = grid.redundancy() * rounds if fits and cells <= BLOCK_CELLS[costs.device] else math.inf
+        timed.append(((time, cells), grid.shard))
+    return min(timed)[1]
+
+
 def _warnings(job: ScoreJob, grid: Grid) -> list[str]:
     warnings = [
         f"shard along {VOLUME_AXES[axis]} is {grid.shard[axis]} instead of {job.shard[axis]}: whole names this axis"
         for axis in grid.whole
-        if grid.shard[axis] > job.shard[axis]
+        if job.shard and grid.shard[axis] > job.shard[axis]
     ]
     if grid.blend:
         once = replace(grid, shard=grid.shape).redundancy()

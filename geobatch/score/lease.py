@@ -22,13 +22,15 @@ from typing import Any
 
 import psutil
 
-from geobatch.errors import GeobatchError, IntegrityError, LeaseError, NotFoundError
+from geobatch.errors import GeobatchError, IntegrityError, LeaseError, NotFoundError, TransientError
 from geobatch.storage import Storage, open_storage
 
 LEASE = "_geobatch/lease.json"
 TIMEOUT_S = 30.0
 RENEWAL_S = 8.0
 POLL_S = 0.5
+PATIENCE_S = 300.0
+"""How long a run whose storage does not answer waits before it gives up its lease."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +84,13 @@ class Lease:
         self._thread.start()
 
     @classmethod
-    def acquire(
-        cls, output_url: str, *, timeout_s: float = TIMEOUT_S, on_wait: Callable[[str], None] = lambda holder: None
-    ) -> Lease:
-        """The lease of an output, at once when it is free, or when its holder has not renewed it for `timeout_s`.
+    def acquire(cls, output_url: str, *, on_wait: Callable[[str], None] = lambda holder: None) -> Lease:
+        """The lease of an output, at once when it is free, or when its holder has not renewed it for `TIMEOUT_S`.
 
         Args:
             output_url: The output.
-            timeout_s: How long an unchanged lease is watched before it counts as abandoned.
-            on_wait: Called once with who holds it, when there is something to wait for.
+            on_wait: Called once with who holds it, when there is something to wait for; what it does takes no
+                longer than the waiting.
 
         Raises:
             LeaseError: a living run holds it.
@@ -106,18 +106,19 @@ class Lease:
             except NotFoundError:
                 found, version = {"fence": 0, "released": True}, ""
             if found.get("run") == run:
-                return cls(storage, found["fence"], run, found, version)
-            if found["released"] or Holder(**found["holder"]).is_gone() or time.monotonic() - since > timeout_s:
+                # A renewal that waited out an outage would come too late to be one.
+                return cls(open_storage(output_url, patience_s=RENEWAL_S), found["fence"], run, found, version)
+            # A reader that was held up itself must not take what changed meanwhile for abandoned.
+            abandoned = seen == version and time.monotonic() - since > TIMEOUT_S
+            if found["released"] or Holder(**found["holder"]).is_gone() or abandoned:
                 document = _document(found["fence"] + 1, run, holder)
                 if _replace(storage, document, version):
                     continue
             elif seen is None:
-                seen = version
+                seen, since = version, time.monotonic()
                 on_wait(_described(found))
             elif seen != version:
                 raise _held(storage.url, found)
-            if version != seen:
-                seen, since = version, time.monotonic()
             time.sleep(POLL_S)
 
     def require(self) -> None:
@@ -127,8 +128,13 @@ class Lease:
             LeaseError: another run has taken it over.
             TransientError: it is old, and storage does not answer.
         """
-        if time.monotonic() - self._renewed > TIMEOUT_S - RENEWAL_S:
-            self.renew()
+        begun = time.monotonic()
+        while not self._lost and time.monotonic() - self._renewed > TIMEOUT_S - RENEWAL_S:
+            try:
+                self.renew()
+            except TransientError:
+                if time.monotonic() - begun > PATIENCE_S:
+                    raise
         if self._lost:
             raise _lost(self.storage.url)
 

@@ -35,11 +35,16 @@ class Stored:
 
     Attributes:
         whole: Per block number, whether all its shards have the size that its receipt says. bool.
-        present: Per block number, whether all its shards are there, of whatever size. bool.
+        sizes: Bytes of each array's shard (array, block number), -1 where there is none. int64.
     """
 
     whole: npt.NDArray[np.bool_]
-    present: npt.NDArray[np.bool_]
+    sizes: npt.NDArray[np.int64]
+
+    @property
+    def present(self) -> npt.NDArray[np.bool_]:
+        """Per block number, whether all its shards are there, of whatever size. bool."""
+        return np.asarray((self.sizes >= 0).all(axis=0), bool)
 
 
 class ScoredOutput:
@@ -84,18 +89,17 @@ class ScoredOutput:
         grid, blocks = self.plan.grid, block_numbers(receipts)
         whole = np.zeros(grid.total, bool)
         whole[blocks] = True
-        present = np.ones(grid.total, bool)
-        for spec in self.plan.arrays():
-            sizes = np.full(grid.total, -1, np.int64)
+        specs = self.plan.arrays()
+        sizes = np.full((len(specs), grid.total), -1, np.int64)
+        for position, spec in enumerate(specs):
             skipped = len(spec.dims) - len(grid.shape)
             for key, size in self.control.storage.list(f"{spec.name}/c"):
                 index = tuple(map(int, key.split("/")[2 + skipped :]))
-                sizes[grid.number(index)] = size
+                sizes[position, grid.number(index)] = size
             expected = np.full(grid.total, -2, np.int64)
             expected[blocks] = receipts[f"{spec.name}.size"].to_numpy()
-            whole &= sizes == expected
-            present &= sizes >= 0
-        return Stored(whole, present)
+            whole &= sizes[position] == expected
+        return Stored(whole, sizes)
 
     def finish(self, ledger: Ledger, tally: Tally, summary: dict[str, Any]) -> None:
         """Store manifest, dead letters and summary, and mark the output complete or incomplete: its last write.

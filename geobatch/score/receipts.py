@@ -1,6 +1,6 @@
 """Receipts: which blocks are written, proven by the checksum of every shard, kept as Parquet objects beside the output.
 
-A receipt is about 120 bytes in memory and less when stored, so that a million blocks are one object of some 80 MB.
+A receipt is about 150 bytes in memory and half of that stored, so that a million blocks are one object of some 70 MB.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Ledger:
     number counts, and of two with the same the later.
 
     Attributes:
-        written: Per block number, whether it has a receipt. bool.
+        written: Per block number, whether it is done: it has a receipt that holds. bool.
     """
 
     def __init__(self, control: Control, plan: ScorePlan) -> None:
@@ -147,19 +147,20 @@ class Ledger:
                 self._pending = []
 
     def forget(self, blocks: Numbers) -> None:
-        """Take receipts back: what they prove is not so any more, or is about to be replaced."""
+        """Count blocks as not done: what their receipts prove is not so any more, or is about to be replaced.
+
+        The receipts stay, so that `verify` and `repair` know what should be there until another one says otherwise.
+        """
         self.written[blocks] = False
 
     def write_manifest(self) -> pa.Table:
         """Store all receipts as the one object that a completed output carries, drop the batches, return them.
 
         What was stored meanwhile by a run that lost its lease is read again first, so that it is not dropped unread.
-        Receipts taken back by `forget` stay out.
         """
         self.flush()
         keys = self._stored_keys()
         table = self._merged(keys)
-        table = table.filter(pa.array(self.written[block_numbers(table)]))
         self.control.put(MANIFEST, _parquet(table))
         for key in keys:
             if key != MANIFEST:

@@ -19,9 +19,9 @@ from geobatch import __version__, cluster
 from geobatch.errors import IncompleteError, NotFoundError
 from geobatch.score.dispatch import Answer, Dispatcher, Tally, Work, now
 from geobatch.score.lease import Control, leased
-from geobatch.score.output import JOB, ScoredOutput, require_ours
+from geobatch.score.output import JOB, ScoredOutput, Stored, require_ours
 from geobatch.score.planning import Inputs, make_plan, open_inputs
-from geobatch.score.receipts import MANIFEST, Ledger, Numbers, Receipt
+from geobatch.score.receipts import MANIFEST, Ledger, Numbers, Receipt, block_numbers
 from geobatch.score.region import wanted_blocks
 from geobatch.score.spec import ScoreJob, ScorePlan, ScoreResources
 from geobatch.score.verify import verify_receipts
@@ -46,7 +46,10 @@ class Pool(Protocol):
         ...
 
     def window(self) -> int:
-        """How many calls of `score` it takes at once, at present."""
+        """How many calls of `score` it takes at once, at present; the first time it may wait until there are any.
+
+        Only a run that holds its output's lease asks.
+        """
         ...
 
 
@@ -120,18 +123,36 @@ def stored_job(output_url: str) -> ScoreJob:
 
 
 def missing_blocks(output: ScoredOutput, ledger: Ledger, receipts: pa.Table, wanted: Numbers) -> Work:
-    """The wanted blocks without a receipt, or without shards of the size that it says."""
+    """The wanted blocks without a receipt, without shards of the size that it says, or with a dead letter."""
     stored = output.stored(receipts)
+    stored.whole[_dead_letters(output)] = False
     ledger.forget(np.flatnonzero(~stored.whole))
     pending = wanted[~stored.whole[wanted]]
-    return Work(pending, stored.present[pending])
+    return Work(pending, stored.present[pending], proven=_proven(output.plan, receipts, stored, pending))
+
+
+def _proven(plan: ScorePlan, receipts: pa.Table, stored: Stored, pending: Numbers) -> dict[int, tuple[bytes, ...]]:
+    """Per pending block of which a shard is stored and proven: the SHA-256 of each such shard, in the arrays' order."""
+    doubtful = np.zeros(plan.grid.total, bool)
+    doubtful[pending] = (stored.sizes[:, pending] >= 0).any(axis=0)
+    rows = receipts.filter(pa.array(doubtful[block_numbers(receipts)]))
+    hashes = [rows[f"{spec.name}.sha256"].to_pylist() for spec in plan.arrays()]
+    blocks = block_numbers(rows).tolist()
+    return {
+        block: tuple(
+            sha256[row] if stored.sizes[position, block] >= 0 else b"" for position, sha256 in enumerate(hashes)
+        )
+        for row, block in enumerate(blocks)
+    }
 
 
 def _dead_blocks(output: ScoredOutput, ledger: Ledger, receipts: pa.Table, wanted: Numbers) -> Work:
-    dead = np.array([letter.number for letter in output.dead_letters()], np.int64)
-    missing = missing_blocks(output, ledger, receipts, wanted)
-    chosen = np.isin(missing.blocks, dead)
-    return Work(missing.blocks[chosen], missing.look[chosen])
+    """Every dead letter, of whichever region."""
+    return missing_blocks(output, ledger, receipts, _dead_letters(output))
+
+
+def _dead_letters(output: ScoredOutput) -> Numbers:
+    return np.array(sorted(letter.number for letter in output.dead_letters()), np.int64)
 
 
 def _damaged_blocks(output: ScoredOutput, ledger: Ledger, receipts: pa.Table, wanted: Numbers) -> Work:
@@ -151,7 +172,16 @@ def _run(job: ScoreJob, force: bool, on_progress: OnProgress, open_pool: OpenPoo
     plan = make_plan(inputs)
     volume = plan.chain.crop(inputs.volume)
     wanted = wanted_blocks(plan.grid, volume, inputs.job.region)
-    with leased(inputs.job.output, on_wait=lambda holder: inputs.warnings.append(f"waited for {holder}")) as control:
+    early: list[Pool] = []
+    with contextlib.ExitStack() as stack:
+
+        def wait_for(holder: str) -> None:
+            inputs.warnings.append(f"waited for {holder}")
+            # A lease is waited out for half a minute, which is what replicas take to start.
+            resources = inputs.job.resources.for_blocks(len(wanted))
+            early.append(stack.enter_context(open_pool(plan, inputs.job.output, resources)))
+
+        control = stack.enter_context(leased(inputs.job.output, on_wait=wait_for))
         output = ScoredOutput(inputs, plan, volume, control)
         output.begin(wanted)
         ledger = Ledger(control, plan)
@@ -159,7 +189,8 @@ def _run(job: ScoreJob, force: bool, on_progress: OnProgress, open_pool: OpenPoo
         started, clock = now(), time.perf_counter()
         kept = int(ledger.written[wanted].sum())
         on_progress(Progress(kept, kept + len(work.blocks)))
-        tally = _score_blocks(inputs.job, plan, ledger, work, volume, kept, on_progress, open_pool)
+        open_now = (lambda *_: contextlib.nullcontext(early[0])) if early else open_pool
+        tally = _score_blocks(inputs.job, plan, ledger, work, volume, kept, on_progress, open_now)
         summary = _summary(inputs, plan, tally, (len(wanted), kept), started, time.perf_counter() - clock)
         output.finish(ledger, tally, summary)
     if tally.dead:

@@ -165,7 +165,7 @@ class ScoreJob(_Frozen):
             default, or `vote` of their classes.
         statistics: `survey` fits the preprocessing's statistics to this survey, whose amplitude scale is its own;
             `bundle` keeps those of the training data.
-        shard: Cells of a block and of an object of the output, per axis.
+        shard: Cells of a block and of an object of the output, per axis; by default the fastest within memory.
         chunk: Unit of reading of the output.
         patch: What the network sees at once; by default the one that scores fastest within memory, in blend mode that
             of the network's training.
@@ -192,7 +192,7 @@ class ScoreJob(_Frozen):
     sections: Sections = ()
     combine: Combine | None = None
     statistics: Literal["survey", "bundle"] = "survey"
-    shard: Shape3 = (128, 128, 128)
+    shard: Shape3 | None = None
     chunk: Shape3 = (64, 64, 64)
     patch: Shape3 | None = None
     batch: int | None = Field(default=None, ge=1)
@@ -215,7 +215,7 @@ class ScoreJob(_Frozen):
 
     @model_validator(mode="after")
     def _whole_chunks(self) -> Self:
-        if any(s % c for s, c in zip(self.shard, self.chunk, strict=True)):
+        if self.shard and any(s % c for s, c in zip(self.shard, self.chunk, strict=True)):
             raise ValueError(f"shard {self.shard} is no whole multiple of chunk {self.chunk}")
         return self
 

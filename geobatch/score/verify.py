@@ -134,6 +134,8 @@ def _check_one(url: str, entry: Entry) -> Finding | None:
         stored = open_storage(url).get(key)
     except NotFoundError:
         return Finding(block, array, key, "missing", "no object")
+    except IntegrityError as error:
+        return Finding(block, array, key, "damaged", error.measured)
     if len(stored) != size:
         return Finding(block, array, key, "damaged", f"{len(stored)} bytes, receipt {size}")
     if hashlib.sha256(stored).digest() != sha256:
@@ -153,7 +155,7 @@ def _unreceipted(control: Control, plan: ScorePlan, receipts: pa.Table) -> Itera
                 continue
             try:
                 decode_shard(spec, control.storage.get(key))
-            except ValueError as error:
+            except (ValueError, IntegrityError) as error:
                 yield Finding(block, spec.name, key, "unreadable", str(error).splitlines()[0])
 
 

@@ -39,12 +39,14 @@ class Task:
         block: Its number.
         look: Its shards may be stored already: look before anything is computed.
         replace: Arrays whose shards are damaged, to be replaced.
+        proven: SHA-256 that each array's stored shard must have, empty where anything sound may be adopted.
         reduction: How often batch, then patch, are halved for want of memory.
     """
 
     block: int
     look: bool = False
     replace: tuple[str, ...] = ()
+    proven: tuple[bytes, ...] = ()
     reduction: int = 0
 
 
@@ -123,7 +125,7 @@ class BlockScorer:
         start = time.perf_counter()
         index = self.grid.index(task.block)
         try:
-            stored = [self._stored(spec, index) for spec in self.arrays]
+            stored = [self._stored(spec, index, task) for spec in self.arrays]
         except NotFoundError:
             return None
         class_map = decode_shard(self.arrays[0], stored[0])
@@ -210,12 +212,12 @@ class BlockScorer:
             return encoded, False
         if self.output.put_if_absent(key, encoded):
             return encoded, False
-        return self._stored(spec, index), True
+        return self._stored(spec, index, task), True
 
     def _replace(self, key: str, encoded: bytes) -> None:
         """Put `encoded` in the place of a damaged shard, unless another repair was faster."""
         try:
-            _, version = self.output.read(key)
+            version = self._version(key)
         except NotFoundError:
             done: object = self.output.put_if_absent(key, encoded)
         else:
@@ -223,12 +225,22 @@ class BlockScorer:
         if not done and self.output.get(key) != encoded:
             raise IntegrityError("a shard changed while it was repaired", where=f"{self.output.url}/{key}")
 
-    def _stored(self, spec: ArraySpec, index: tuple[int, ...]) -> bytes:
-        """The shard that is stored already, once its checksums hold."""
+    def _version(self, key: str) -> str:
+        try:
+            return self.output.read(key)[1]
+        except IntegrityError:
+            # Its bytes are not those whose checksum S3 keeps; its name for them is all that is needed.
+            return self.output.version(key)
+
+    def _stored(self, spec: ArraySpec, index: tuple[int, ...], task: Task) -> bytes:
+        """The shard that is stored already, once its checksums hold and it is what an earlier receipt says."""
         key = shard_object(spec, index)
         stored = self.output.get(key)
+        proven = task.proven[self.arrays.index(spec)] if task.proven else b""
         try:
             decode_shard(spec, stored)
+            if proven and hashlib.sha256(stored).digest() != proven:
+                raise ValueError(f"{spec.name}: SHA-256 differs from the receipt")
         except ValueError as error:
             raise IntegrityError(
                 "a damaged shard is in the way",

@@ -7,17 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import obstore.exceptions
-import obstore.store
-import zarr.storage
-
-from geobatch.errors import TransientError, UsageError
+from geobatch.errors import UsageError
+from geobatch.storage.chunks import VerifiedStore, chunk_store
 from geobatch.storage.files import FileStorage
 from geobatch.storage.interface import Storage, absolute_url, join_url, path_of, s3_place, split_url
-from geobatch.storage.s3 import S3Storage, arrow_s3, chunk_store, create_bucket
+from geobatch.storage.s3 import S3Storage, arrow_s3, create_bucket
 
 __all__ = [
-    "TRANSIENT",
     "Storage",
     "absolute_url",
     "arrow_filesystem",
@@ -28,19 +24,20 @@ __all__ = [
     "zarr_store",
 ]
 
-TRANSIENT = (TransientError, obstore.exceptions.GenericError)
-"""Errors of storage that may be gone at the next try: ours, and that of the client that carries chunks."""
 
-
-def open_storage(url: str) -> Storage:
+def open_storage(url: str, *, patience_s: float | None = None) -> Storage:
     """The storage rooted at `url`: `s3://bucket/prefix`, `file:///path` or a plain path.
+
+    Args:
+        url: The root.
+        patience_s: How long each call is tried while storage does not answer; some minutes when not given.
 
     Raises:
         UsageError: the scheme is not on the allow-list.
     """
     bucket, prefix = s3_place(url)
     if bucket:
-        return S3Storage(bucket, prefix)
+        return S3Storage(bucket, prefix, patience_s)
     if url.startswith("file:///") or (url and "://" not in url):
         return FileStorage(path_of(url))
     raise UsageError(
@@ -48,15 +45,14 @@ def open_storage(url: str) -> Storage:
     )
 
 
-def zarr_store(url: str, *, read_only: bool = True) -> zarr.storage.ObjectStore[Any]:
-    """A Zarr store over `url` for chunk traffic."""
-    bucket, prefix = s3_place(url)
-    store: Any
-    if bucket:
-        store = chunk_store(bucket, prefix)
-    else:
-        store = obstore.store.LocalStore(path_of(url).absolute(), mkdir=not read_only)
-    return zarr.storage.ObjectStore(store, read_only=read_only)
+def zarr_store(url: str, *, complete: bool = False) -> VerifiedStore:
+    """A Zarr store over `url` to read chunks from.
+
+    Args:
+        url: The root.
+        complete: Every chunk was stored, so that a missing one is an `IntegrityError` and not fill value.
+    """
+    return chunk_store(open_storage(url), complete=complete)
 
 
 def arrow_filesystem(url: str) -> tuple[Any, str]:

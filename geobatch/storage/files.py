@@ -6,15 +6,18 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
-from geobatch.errors import NotFoundError, StorageError, UsageError
+from geobatch.errors import NotFoundError, StorageError, TransientError, UsageError
 from geobatch.storage.interface import Storage, exact, join_url
 
 PARTIAL = ".partial"
 LOCK = ".lock"
+LOCK_TIMEOUT_S = 60.0
+LOCK_POLL_S = 0.02
 
 
 class FileStorage(Storage):
@@ -140,7 +143,14 @@ class FileStorage(Storage):
         # The kernel lets go of the lock when the file is closed, or this process dies.
         with file:
             with self._writing(key):
-                fcntl.flock(file, fcntl.LOCK_EX)
+                taken = _take_lock(file.fileno())
+            if not taken:
+                raise TransientError(
+                    "another process does not let go of a lock",
+                    where=str(lock),
+                    limit=f"free within {LOCK_TIMEOUT_S:g} s",
+                    remedy="A process that was stopped or hangs holds it: let it go on, or end it.",
+                )
             yield
 
     @contextlib.contextmanager
@@ -164,6 +174,19 @@ class FileStorage(Storage):
                 where=join_url(self.url, key),
                 remedy="Check that the folder exists, is writable and has space, or give another output.",
             ) from None
+
+
+def _take_lock(descriptor: int) -> bool:
+    """Take an exclusive lock; False when another process holds it all the time, which one that is stopped does."""
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(LOCK_POLL_S)
 
 
 def _write_durably(path: Path, data: bytes) -> None:

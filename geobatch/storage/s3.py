@@ -8,33 +8,55 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 import boto3
 import botocore.config
 import botocore.exceptions as aws
-import obstore.store
-from obstore.auth.boto3 import Boto3CredentialProvider
 from urllib3.exceptions import HTTPError
 
-from geobatch.errors import NotFoundError, StorageError, TransientError, UsageError
+from geobatch.errors import NotFoundError, UsageError
+from geobatch.storage import patience
 from geobatch.storage.interface import Storage, exact, join_url
+from geobatch.storage.patience import Patience
+from geobatch.storage.s3_answers import (
+    PERMANENT,
+    DamagedBodyError,
+    code,
+    etag,
+    explained,
+    no_credentials,
+    part_of_object,
+    passing,
+    status,
+    whole_object,
+)
 
 T = TypeVar("T")
-ATTEMPTS = 5
-FIRST_WAIT_S = 0.2
 PART_BYTES = 16 * 2**20
+ARROW_ATTEMPTS = 10
+_CLIENT_LOCK = threading.Lock()
+_ANSWERED: set[tuple[str | None, str]] = set()
+"""Endpoint and bucket that answered this process, by whatever."""
 
 
 class S3Storage(Storage):
-    """Objects under a prefix of a bucket. Every call is retried as a whole when the trouble is transient."""
+    """Objects under a prefix of a bucket. Every call is retried as a whole when the trouble is transient.
 
-    def __init__(self, bucket: str, prefix: str) -> None:
+    Args:
+        bucket: The bucket.
+        prefix: What every key begins with, without the `/` at its end.
+        patience_s: How long each call is tried; `patience.PATIENCE_S` when not given.
+    """
+
+    def __init__(self, bucket: str, prefix: str, patience_s: float | None = None) -> None:
         self.bucket = bucket
         self.prefix = prefix
+        self.patience_s = patience_s
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
 
     def get(self, key: str) -> bytes:
@@ -46,19 +68,19 @@ class S3Storage(Storage):
 
         def read() -> tuple[bytes, str]:
             answer = _s3_client().get_object(Bucket=self.bucket, Key=self._key(key))
-            return _whole(answer["Body"].read(), answer["ContentLength"]), _etag(answer)
+            return whole_object(answer), etag(answer)
 
         return self._retried(read, key)
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
-        """Exactly `length` bytes from `start`."""
+        """Exactly `length` bytes from `start`, whose number is checked; no checksum covers a part of an object."""
         if length == 0:
             return b""
 
         def read() -> bytes:
             span = f"bytes={start}-{start + length - 1}"
             answer = _s3_client().get_object(Bucket=self.bucket, Key=self._key(key), Range=span)
-            return _whole(answer["Body"].read(), answer["ContentLength"])
+            return part_of_object(answer, start, length)
 
         return exact(self._retried(read, key), length, join_url(self.url, key), start)
 
@@ -70,7 +92,7 @@ class S3Storage(Storage):
     def version(self, key: str) -> str:
         """The object's ETag."""
         head = self._retried(lambda: _s3_client().head_object(Bucket=self.bucket, Key=self._key(key)), key)
-        return _etag(head)
+        return etag(head)
 
     def put(self, key: str, data: bytes) -> None:
         """One PUT."""
@@ -83,7 +105,7 @@ class S3Storage(Storage):
             try:
                 _s3_client().put_object(Bucket=self.bucket, Key=self._key(key), Body=data, IfNoneMatch="*")
             except aws.ClientError as error:
-                if _status(error) != 412:
+                if status(error) != 412:
                     raise
                 return False
             return True
@@ -97,10 +119,10 @@ class S3Storage(Storage):
             try:
                 answer = _s3_client().put_object(Bucket=self.bucket, Key=self._key(key), Body=data, IfMatch=version)
             except aws.ClientError as error:
-                if _status(error) != 412 and _code(error) != "NoSuchKey":
+                if status(error) != 412 and code(error) != "NoSuchKey":
                     raise
                 return None
-            return _etag(answer)
+            return etag(answer)
 
         if written := self._retried(write, key):
             return written
@@ -160,7 +182,7 @@ class S3Storage(Storage):
             try:
                 _s3_client().complete_multipart_upload(**where, UploadId=upload, MultipartUpload={"Parts": parts})
             except aws.ClientError as error:
-                if asked == 1 or _code(error) != "NoSuchUpload" or not self.exists(key):
+                if asked == 1 or code(error) != "NoSuchUpload" or not self.exists(key):
                     raise
 
         self._retried(complete, key)
@@ -190,47 +212,41 @@ class S3Storage(Storage):
 
     def _retried(self, call: Callable[[], T], key: str) -> T:
         where = join_url(self.url, key) if key else self.url
-        for attempt in range(ATTEMPTS):
+        tries = Patience(where, self.patience_s)
+        place = (_endpoint(), self.bucket)
+        while True:
             try:
-                return call()
-            except _PERMANENT as error:
-                raise _explained(error, where, self.bucket) from error
+                result = call()
+            except PERMANENT as error:
+                raise explained(error, where, self.bucket, _bucket_exists) from error
+            except (DamagedBodyError, aws.FlexibleChecksumError) as error:
+                wait_s = tries.after_damage(str(error))
             except (aws.ClientError, aws.BotoCoreError, HTTPError, OSError) as error:
-                if isinstance(error, aws.ClientError) and not _passing(error):
-                    raise _explained(error, where, self.bucket) from error
-                last = error
-                if attempt + 1 < ATTEMPTS:
-                    time.sleep(FIRST_WAIT_S * 2**attempt)
-        raise _unreachable(last, where) from last
+                if isinstance(error, aws.ClientError):
+                    _ANSWERED.add(place)
+                    if not passing(error):
+                        raise explained(error, where, self.bucket, _bucket_exists) from error
+                wait_s = tries.after_failure(error, known=place in _ANSWERED)
+            else:
+                _ANSWERED.add(place)
+                return result
+            time.sleep(wait_s)
 
 
-def chunk_store(bucket: str, prefix: str) -> Any:
-    """The obstore client of a prefix, for chunk traffic."""
+def s3_session(where: str) -> tuple[boto3.Session, str | None]:
+    """Session and endpoint of the AWS environment, for other clients. Raises `StorageError` without credentials."""
     session = boto3.Session()
     if session.get_credentials() is None:
-        raise _no_credentials(f"s3://{bucket}/{prefix}")
-    endpoint = _endpoint()
-    return obstore.store.S3Store(
-        bucket,
-        prefix=prefix or None,
-        endpoint=endpoint,
-        region=session.region_name or "us-east-1",
-        virtual_hosted_style_request=endpoint is None,
-        client_options={"allow_http": (endpoint or "").startswith("http://"), "timeout": "120s"},
-        credential_provider=Boto3CredentialProvider(session),
-    )
+        raise no_credentials(where)
+    return session, _endpoint()
 
 
 def arrow_s3() -> Any:
     """The pyarrow file system of the S3 that the AWS environment names."""
     import pyarrow.fs
 
-    session = boto3.Session()
-    credentials = session.get_credentials()
-    if credentials is None:
-        raise _no_credentials("S3")
-    frozen = credentials.get_frozen_credentials()
-    endpoint = _endpoint()
+    session, endpoint = s3_session("S3")
+    frozen = session.get_credentials().get_frozen_credentials()
     return pyarrow.fs.S3FileSystem(
         access_key=frozen.access_key,
         secret_key=frozen.secret_key,
@@ -238,6 +254,9 @@ def arrow_s3() -> Any:
         region=session.region_name or "us-east-1",
         endpoint_override=endpoint,
         scheme="http" if (endpoint or "").startswith("http://") else "https",
+        connect_timeout=patience.CONNECT_TIMEOUT_S,
+        request_timeout=patience.READ_TIMEOUT_S,
+        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=ARROW_ATTEMPTS),
     )
 
 
@@ -246,20 +265,23 @@ def create_bucket(bucket: str) -> None:
     S3Storage(bucket, "")._retried(lambda: _s3_client().create_bucket(Bucket=bucket), "")
 
 
-_PERMANENT = (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ParamValidationError, aws.ProfileNotFound)
-
-
 @functools.cache
 def _client_of_process(_process_id: int, _endpoint_url: str | None, _key_id: str | None) -> Any:
     config = botocore.config.Config(
-        retries={"mode": "standard", "max_attempts": 2}, connect_timeout=10, read_timeout=60, max_pool_connections=32
+        # `_retried` alone tries again, so that it alone bounds the time an operation takes.
+        retries={"total_max_attempts": 1},
+        connect_timeout=patience.CONNECT_TIMEOUT_S,
+        read_timeout=patience.READ_TIMEOUT_S,
+        max_pool_connections=32,
     )
     return boto3.client("s3", config=config, region_name=boto3.Session().region_name or "us-east-1")
 
 
 def _s3_client() -> Any:
     """The process's S3 client, made anew when the AWS environment changes."""
-    return _client_of_process(os.getpid(), os.environ.get("AWS_ENDPOINT_URL"), os.environ.get("AWS_ACCESS_KEY_ID"))
+    # boto3 makes clients in one thread at a time only.
+    with _CLIENT_LOCK:
+        return _client_of_process(os.getpid(), _endpoint(), os.environ.get("AWS_ACCESS_KEY_ID"))
 
 
 def _endpoint() -> str | None:
@@ -267,79 +289,12 @@ def _endpoint() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
-def _etag(answer: Mapping[str, Any]) -> str:
-    return str(answer["ETag"]).strip('"')
-
-
-def _status(error: aws.ClientError) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def _code(error: aws.ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _passing(error: aws.ClientError) -> bool:
-    """True for an answer that may differ next time; 409 is a conditional write beside another one."""
-    slow = ("RequestTimeout", "RequestTimeTooSkewed", "SlowDown", "Throttling", "ThrottlingException")
-    return _status(error) in (409, 429, 500, 502, 503, 504) or _code(error) in slow
-
-
-def _whole(body: bytes, announced: int) -> bytes:
-    """The body, or a transient error when the connection ended early."""
-    if len(body) != announced:
-        raise OSError(f"{len(body)} of {announced} bytes arrived")
-    return body
-
-
-def _no_credentials(where: str) -> StorageError:
-    return StorageError(
-        "no S3 credentials found",
-        where=where,
-        remedy="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or an AWS profile, in the environment.",
-    )
-
-
-def _explained(error: Exception, where: str, bucket: str) -> StorageError:
-    """A client error as the sentence a user can act on."""
-    if isinstance(error, (aws.NoCredentialsError, aws.PartialCredentialsError)):
-        return _no_credentials(where)
-    if not isinstance(error, aws.ClientError):
-        return StorageError(f"S3 refused the request: {error}", where=where)
-    code = _code(error)
-    if code == "NoSuchBucket" or (code == "404" and not _bucket_exists(bucket)):
-        return StorageError(
-            "bucket does not exist", where=where, measured=bucket, remedy="Create it or correct the URL."
-        )
-    if code in ("NoSuchKey", "404", "NotFound"):
-        return NotFoundError("no such object", where=where, remedy="Check the bucket and the key.")
-    if code in ("InvalidRange", "416"):
-        return StorageError("object is shorter than the range that was asked for", where=where)
-    if _status(error) in (401, 403) or code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied"):
-        return StorageError(
-            "S3 refused the credentials",
-            where=where,
-            measured=code or _status(error),
-            remedy="Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy.",
-        )
-    message = error.response.get("Error", {}).get("Message", "")
-    return StorageError(f"S3 refused the request: {code} {message}".rstrip(), where=where)
-
-
 def _bucket_exists(bucket: str) -> bool:
     """False when the bucket certainly is not there: a HEAD of an object does not tell what was missing."""
     try:
         _s3_client().head_bucket(Bucket=bucket)
     except aws.ClientError as error:
-        return _status(error) != 404
+        return status(error) != 404
+    except aws.BotoCoreError:
+        return True
     return True
-
-
-def _unreachable(error: Exception, where: str) -> TransientError:
-    return TransientError(
-        "storage does not answer",
-        where=where,
-        measured=f"{type(error).__name__}: {error}",
-        limit=f"an answer within {ATTEMPTS} attempts",
-        remedy="Check AWS_ENDPOINT_URL and the network, then run the same command again.",
-    )
