@@ -25,6 +25,7 @@ from geobatch.models.unet import UNet
 
 Span = tuple[int, int]
 INVALID = 255
+CACHED_CELLS = 2**16
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Order:
         overlap: Overlap of MONAI's windows.
         workers: Processes that compute at once.
         threads: Torch threads of each.
+        as_trained: The bare loop runs the network as it was trained, and not in the form in which geobatch runs it.
         memory_bytes: What a computing process may hold.
     """
 
@@ -77,6 +79,7 @@ class Order:
     overlap: float
     workers: int
     threads: int
+    as_trained: bool
     memory_bytes: int
 
     @classmethod
@@ -141,13 +144,19 @@ def starts(spans: Any) -> list[int]:
 
 
 def most_probable(logits_K: torch.Tensor) -> torch.Tensor:
-    """The class of the largest logit `(class, *axes)`, uint8: a running maximum, many times faster than argmax."""
-    best = logits_K[0]
-    index = torch.zeros(best.shape, dtype=torch.uint8)
-    for k in range(1, logits_K.shape[0]):
-        larger = logits_K[k] > best
-        best = torch.where(larger, logits_K[k], best)
-        index.masked_fill_(larger, k)
+    """The class of the largest logit `(class, *axes)`, uint8: a running maximum, many times faster than argmax.
+
+    A few planes at a time, so that they stay in the processor's cache.
+    """
+    index = torch.zeros(logits_K.shape[1:], dtype=torch.uint8)
+    planes = max(1, CACHED_CELLS * len(index) // index.numel())
+    for first in range(0, len(index), planes):
+        logits, part = logits_K[:, first : first + planes], index[first : first + planes]
+        best = logits[0].clone()
+        for k in range(1, len(logits)):
+            larger = logits[k] > best
+            torch.maximum(best, logits[k], out=best)
+            torch.maximum(part, larger.view(torch.uint8).mul_(k), out=part)
     return index
 
 

@@ -6,10 +6,13 @@ Every peer is a process of its own, under the same allocator's settings, threads
 float32, whose files are read once before each peer is timed. A rate counts every voxel of the output once. Repetitions
 are interleaved, each beginning with another peer; figures are medians.
 
-    engine_over_bare    rate of geobatch from the first block begun to the last receipt, replicas standing, reading,
-                        preparing, predicting, encoding and storing included, over the rate of the bare loop, which
-                        has the volume prepared in memory and stores nothing. Whole jobs stand in `peers`.
-    over_monai          the same rate over MONAI's, from its first byte read to its class map stored.
+    engine_over_bare    rate of geobatch from the start of dispatch, when its replicas stand, to the last receipt,
+                        reading, preparing, encoding and storing included, over the rate of the bare loop, which
+                        has the volume prepared in memory and stores nothing. Both run the network in the form that
+                        `models/inference.py` gives it. Whole jobs, and the bare loop with the network as it was
+                        trained, stand in `peers`.
+    over_monai          the same rate over MONAI's, from its first byte read to its class map stored; like Ray Data it
+                        runs the network as it was trained.
     over_ray_data       the same rate over Ray Data's, from the first block taken by an actor to the end.
     identity_over_copy  see `peers/identity.py`.
 
@@ -58,6 +61,7 @@ class Peer:
     script: Path
     python: Path
     place: str = "local"
+    as_trained: bool = False
 
 
 def main() -> None:
@@ -182,6 +186,7 @@ class Bench:
         for path in Path(self.order.survey).rglob("*"):
             if path.is_file():
                 path.read_bytes()
+        order = dataclasses.replace(order, as_trained=peer.as_trained)
         return run_peer(peer.python, peer.script, order, self.folder / "order.json")
 
 
@@ -195,6 +200,7 @@ def _peers(rivals: Path) -> tuple[dict[str, Peer], list[str]]:
     own = Path(sys.executable)
     peers = {
         "bare": Peer(HERE / "peers" / "bare.py", own),
+        "bare_as_trained": Peer(HERE / "peers" / "bare.py", own, as_trained=True),
         "geobatch": Peer(HERE / "peers" / "engine.py", own),
         "monai": Peer(HERE / "rivals" / "monai_sliding_window.py", rivals / "monai" / "bin" / "python"),
         "ray_data": Peer(HERE / "rivals" / "ray_data_actors.py", rivals / "ray_data" / "bin" / "python"),

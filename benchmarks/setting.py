@@ -51,6 +51,7 @@ def make_setting(
         overlap=0.25,
         workers=options.workers,
         threads=options.threads,
+        as_trained=False,
         memory_bytes=int(options.memory_gib * 2**30),
     )
 

@@ -62,10 +62,13 @@ class UNet(nn.Module):
             skips.append(x)
             x = encoder(self.pool(x))
         for level in reversed(range(len(skips))):
-            skip = skips[level]
+            # Each tensor is let go as soon as nothing needs it: the finest level is what memory has to hold.
+            skip = skips.pop()
             own = tuple(slice(0, length) for length in skip.shape[2:])
-            upsampled = self.upsamplers[level](x)[(slice(None), slice(None), *own)]
-            x = self.decoders[level](torch.cat([skip, upsampled], dim=1))
+            x = self.upsamplers[level](x)[(slice(None), slice(None), *own)]
+            x = torch.cat([skip, x], dim=1)
+            del skip
+            x = self.decoders[level](x)
         logits_BK: Tensor = self.head(x)
         return logits_BK
 

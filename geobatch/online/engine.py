@@ -14,6 +14,7 @@ import xarray as xr
 from geobatch.blocks import Grid, Patch, covering_patch
 from geobatch.errors import UsageError
 from geobatch.models.bundle import Bundle, BundleSpec
+from geobatch.models.inference import for_inference
 from geobatch.online.memory import Budget, fit_patch
 from geobatch.plan import activation_bytes_per_cell
 from geobatch.preprocess import prepare, read_region
@@ -74,7 +75,7 @@ class Engine:
 
     def __init__(self, bundle: Bundle, budget: Budget, *, device: str, threads: int) -> None:
         self.spec, self.device, self.threads = bundle.spec, device, threads
-        self.network = bundle.network().to(device)
+        self.network = for_inference(bundle.network(), device).to(device)
         self._predictors: dict[tuple[Probabilities, int], Predictor] = {}
         self.network_cells = min(budget.network_cells, _device_cells(bundle, device))
 

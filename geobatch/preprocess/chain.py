@@ -131,7 +131,7 @@ def prepare(raw: RawRegion, chain: Chain) -> npt.NDArray[np.float32]:
     """
     # The array alone becomes Dask-backed: chunking coordinates too would cost a graph node for each. Without
     # name=False Dask hashes every sample to name the chunk, which takes as long as the preprocessing itself.
-    block = raw.values.copy(data=da.from_array(raw.values.values, chunks=-1, name=False))
+    block = raw.values.copy(deep=False, data=da.from_array(raw.values.values, chunks=-1, name=False))
     prepared = chain.apply(block).isel(raw.trim)
     return np.ascontiguousarray(prepared.compute(scheduler="synchronous").values)
 
@@ -157,7 +157,7 @@ def _require_inside(x: xr.DataArray, region: Sequence[slice]) -> None:
 def _valid(x: xr.DataArray) -> xr.DataArray:
     """`x` in float32, NaN where a sample is infinite or its trace is dead by the coordinate `live_mask`."""
     data = dask_data(x, "the chain").astype(np.float32)
-    return mask_dead(x.copy(data=data.map_blocks(_infinite_to_nan, dtype=np.float32)))
+    return mask_dead(x.copy(deep=False, data=data.map_blocks(_infinite_to_nan, dtype=np.float32)))
 
 
 def _infinite_to_nan(block: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -70,10 +70,10 @@ class Fill(_Step):
         if self.method == "mask":
             return x
         if self.method == "zero":
-            return x.copy(data=data.map_blocks(_zero_invalid, dtype=data.dtype))
+            return x.copy(deep=False, data=data.map_blocks(_zero_invalid, dtype=data.dtype))
         axis = _axis_number(x, self.along)
         function = partial(_interpolate_gaps, axis=axis, reach=self.max_gap_traces)
-        return x.copy(data=map_along_axis(function, data, axis, self.max_gap_traces, self.max_gap_traces))
+        return x.copy(deep=False, data=map_along_axis(function, data, axis, self.max_gap_traces, self.max_gap_traces))
 
 
 class ClipStatistics(_Frozen):
@@ -133,7 +133,7 @@ class Clip(_Step):
         if self.statistics is None:
             raise _not_fitted(self.step)
         limits = np.float32(self.statistics.lower), np.float32(self.statistics.upper)
-        return x.copy(data=data.map_blocks(_limit, *limits, dtype=data.dtype))
+        return x.copy(deep=False, data=data.map_blocks(_limit, *limits, dtype=data.dtype))
 
 
 class ScaleStatistics(_Frozen):
@@ -181,7 +181,7 @@ class Scale(_Step):
         if self.statistics is None:
             raise _not_fitted(self.step)
         figures = np.float32(self.statistics.centre), np.float32(self.statistics.divisor)
-        return x.copy(data=data.map_blocks(_standardise, *figures, dtype=data.dtype))
+        return x.copy(deep=False, data=data.map_blocks(_standardise, *figures, dtype=data.dtype))
 
 
 class Crop(_Step):
@@ -261,7 +261,7 @@ def _zero_invalid(block: Float32Array) -> Float32Array:
 
 def _limit(block: Float32Array, lower: np.float32, upper: np.float32) -> Float32Array:
     # Comparisons rather than np.clip: its vector and scalar loops may pick different zeros of equal value.
-    return np.where(block < lower, lower, np.where(block > upper, upper, block))
+    return np.minimum(np.maximum(block, lower), upper)
 
 
 def _standardise(block: Float32Array, centre: np.float32, divisor: np.float32) -> Float32Array:
