@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import nn
 
 from geobatch.blocks import Grid, covering_patch, smallest_patch
 from geobatch.errors import UsageError
-from geobatch.models.inference import for_inference
+from geobatch.models.inference import held_bytes
 
 GIB = 2**30
 WORKER_BYTES = int(0.7 * GIB)
@@ -30,10 +29,8 @@ CALL_CELLS = {"cpu": 2**11, "cuda": 2**17}
 """Cells whose computing takes as long as one forward pass takes beside its arithmetic: about 1 ms."""
 
 
-PROBE_CELLS = {1: (2**18,), 2: (2**9, 2**9), 3: (160, 160, 32)}
-"""Patch that is tried for the memory of a network, by its number of axes."""
-SCRATCH = 1.4
-"""What convolutions and the allocator hold beside tensors: 1.38 was seen at 216 cells a side."""
+PROBE_STRIDES = 16
+"""Length of the patch that is tried for the memory of a network, in strides."""
 
 
 @dataclass(frozen=True)
@@ -104,25 +101,9 @@ def _gib(parts: dict[str, int]) -> str:
 def activation_bytes_per_cell(
     network: nn.Module, in_channels: int, stride: tuple[int, ...], precision: str = "float32"
 ) -> float:
-    """Bytes that one forward pass of the network, as it is run, holds at once per input cell, measured on a CPU.
-
-    The patch is large enough for the convolutions that large patches meet: small ones take others, which hold more.
-    """
-    shape = [-(-length // s) * s for length, s in zip(PROBE_CELLS[len(stride)], stride, strict=True)]
-    x = torch.zeros((1, in_channels, *shape))
-    lowered = torch.autocast("cpu", dtype=getattr(torch, precision), enabled=precision != "float32")
-    cpu = [torch.profiler.ProfilerActivity.CPU]
-    running = for_inference(network)
-    with torch.inference_mode(), lowered, torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
-        running(x)
-    return SCRATCH * _peak_bytes(profile) / math.prod(shape)
-
-
-def _peak_bytes(profile: Any) -> int:
-    """The most bytes that were allocated at once while a profile was taken."""
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
-    return max(held, default=0)
+    """Bytes that one forward pass of the network, as it is run, holds at once per input cell."""
+    shape = [PROBE_STRIDES * s for s in stride]
+    return held_bytes(network, (1, in_channels, *shape), getattr(torch, precision)) / math.prod(shape)
 
 
 def project_memory(grid: Grid, batch: int, costs: Costs) -> Memory:

@@ -129,9 +129,12 @@ def prepare(raw: RawRegion, chain: Chain) -> npt.NDArray[np.float32]:
     It equals the same region of `chain.apply(chain.crop(survey))` bit for bit. The graph is one Dask chunk, computed
     in the calling thread.
     """
-    # The array alone becomes Dask-backed: chunking coordinates too would cost a graph node for each. Without
-    # name=False Dask hashes every sample to name the chunk, which takes as long as the preprocessing itself.
-    block = raw.values.copy(deep=False, data=da.from_array(raw.values.values, chunks=-1, name=False))
+    # The array alone becomes Dask-backed: chunking coordinates too would cost a graph node for each. `from_array`
+    # would copy every sample, or hash it to name the chunk, either of which takes as long as the preprocessing itself.
+    values = raw.values.values
+    graph = {("region", *(0,) * values.ndim): values}
+    chunk = da.Array(graph, "region", tuple((n,) for n in values.shape), meta=values)
+    block = raw.values.copy(deep=False, data=chunk)
     prepared = chain.apply(block).isel(raw.trim)
     return np.ascontiguousarray(prepared.compute(scheduler="synchronous").values)
 

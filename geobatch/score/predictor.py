@@ -122,7 +122,7 @@ class Predictor:
         x, valid = self._staged(values)
         output = _Reduced(self, _lengths(write))
         self._run(x, valid, patches, origin, output if self.blend is None else _Blended(self, write, output))
-        return output.finished(valid[_shifted(write, origin)])
+        return output.finished(None if valid is None else valid[_shifted(write, origin)])
 
     @torch.inference_mode()
     def logits(
@@ -150,40 +150,42 @@ class Predictor:
             self._weights[shape] = weights.clamp_(min=LEAST_WEIGHT)
         return self._weights[shape]
 
-    def _staged(self, values: npt.NDArray[np.floating[Any]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Values with invalid cells at 0, and which are valid, both on the device.
+    def _staged(self, values: npt.NDArray[np.floating[Any]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Values with invalid cells at 0, and which are valid, both on the device; None when all are known to be.
 
         On a GPU they are copied once from pinned memory, in a stream of their own.
         """
         source = torch.from_numpy(values)
         if self._uploads is None:
             x = source.to(device=self.device, dtype=self.dtype)
-        else:
-            with torch.cuda.stream(self._uploads):
-                x = source.pin_memory().to(self.device, non_blocking=True).to(self.dtype)
-            computing = torch.cuda.current_stream(self.device)
-            computing.wait_stream(self._uploads)
-            x.record_stream(computing)
-        if self._uploads is None:
             # NumPy looks at a cell in a tenth of the time that torch takes on a CPU.
-            valid = torch.from_numpy(np.isfinite(values))
-            return (x if valid.all() else torch.where(valid, x, 0)), valid
+            finite = np.isfinite(values)
+            if finite.all():
+                return x, None
+            valid = torch.from_numpy(finite).to(self.device)
+            return torch.where(valid, x, 0), valid
+        with torch.cuda.stream(self._uploads):
+            x = source.pin_memory().to(self.device, non_blocking=True).to(self.dtype)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self._uploads)
+        x.record_stream(computing)
         valid = torch.isfinite(x)
         return torch.where(valid, x, 0), valid
 
     def _run(
         self,
         x: torch.Tensor,
-        valid: torch.Tensor,
+        valid: torch.Tensor | None,
         patches: Sequence[Patch],
         origin: Sequence[int],
         output: _Reduced | _Logits | _Blended,
     ) -> None:
         """Forward passes over batches of equal shape; `output` receives each patch's logits inside its kept part."""
         start = [cells.start for cells in _hull(patches)]
-        wanted = [patch for patch in patches if valid[_shifted(patch.keep, origin)].any()]
+        wanted = [patch for patch in patches if valid is None or valid[_shifted(patch.keep, origin)].any()]
         for group in _batches(wanted, self.batch):
-            x_BC = torch.stack([x[_shifted(patch.see, origin)] for patch in group]).unsqueeze(1)
+            seen = [x[_shifted(patch.see, origin)][None, None] for patch in group]
+            x_BC = seen[0] if len(seen) == 1 else torch.cat(seen)
             logits_BK = self._forward(x_BC)
             for logits_K, patch in zip(logits_BK, group, strict=True):
                 inside = _shifted(patch.keep, [cells.start for cells in patch.see])
@@ -223,14 +225,14 @@ class _Reduced:
                 (p_K * PROBABILITY_STEPS).round().to(torch.uint8) if self.kind == "uint8" else p_K
             )
 
-    def finished(self, valid: torch.Tensor) -> Prediction:
+    def finished(self, valid: torch.Tensor | None) -> Prediction:
         """Everything in host memory, invalid cells marked."""
-        self.class_map.masked_fill_(~valid, INVALID)
-        if self.probability is None:
-            return Prediction(self.class_map.cpu().numpy(), None)
-        nothing = INVALID if self.kind == "uint8" else float("nan")
-        self.probability.masked_fill_(~valid, nothing)
-        return Prediction(self.class_map.cpu().numpy(), self.probability.cpu().numpy())
+        if valid is not None:
+            self.class_map.masked_fill_(~valid, INVALID)
+            if self.probability is not None:
+                self.probability.masked_fill_(~valid, INVALID if self.kind == "uint8" else float("nan"))
+        probability = None if self.probability is None else self.probability.cpu().numpy()
+        return Prediction(self.class_map.cpu().numpy(), probability)
 
 
 class _Logits:
@@ -279,12 +281,13 @@ def _most_probable(logits_K: torch.Tensor) -> torch.Tensor:
 
 def _running_maximum(logits_K: torch.Tensor, index: torch.Tensor) -> None:
     """Fill `index`, which is 0, with the class of the largest logit."""
-    best = logits_K[0].clone()
-    for k in range(1, logits_K.shape[0]):
-        larger = logits_K[k] > best
-        torch.maximum(best, logits_K[k], out=best)
+    best = logits_K[0]
+    for k in range(1, len(logits_K)):
+        larger = (logits_K[k] > best).view(torch.uint8)
         # Masked fills go cell by cell on a CPU, and k is above every index so far.
-        torch.maximum(index, larger.view(torch.uint8).mul_(k), out=index)
+        torch.maximum(index, larger.mul_(k) if k > 1 else larger, out=index)
+        if k + 1 < len(logits_K):
+            best = torch.maximum(best, logits_K[k])
 
 
 def _batches(patches: Sequence[Patch], batch: int) -> list[list[Patch]]:
