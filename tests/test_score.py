@@ -20,8 +20,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from conftest import BUCKET
-from surveys import CLASSES, STEPS, random_volume, write_bundle, write_survey
+from surveys import BUCKET, CLASSES, STEPS, random_volume, write_bundle, write_survey
 
 from geobatch.errors import DataError, IncompleteError, MismatchError, UsageError
 from geobatch.job import forecast, parse_job, run_job
