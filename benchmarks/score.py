@@ -17,7 +17,8 @@ are interleaved, each beginning with another peer; figures are medians.
     identity_over_copy  see `peers/identity.py`.
 
 The plan's block and MONAI's window are the fastest of a short search among those that keep a computing process within
-the memory cap. Rivals live in environments that `rivals/setup.sh` makes; one that is missing is an error.
+the memory cap; Ray Data works on the patches of the plan all the same, and is named under `above_memory_cap` when it
+needs more for them. Rivals live in environments that `rivals/setup.sh` makes; one that is missing is an error.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ def main() -> None:
         "voxels_per_s": {name: round(rate) for name, rate in rates.items()},
         "peers": {name: _summary(own) for name, own in runs.items()},
         "agreement_with_bare": agreement,
+        "above_memory_cap": [name for name, own in runs.items() if _peak(own) > order.memory_bytes],
         "identity": identity,
         "tried": {"plans": tried_plans, "rois": tried_rois},
         "missing": missing,
@@ -251,9 +253,13 @@ def _summary(runs: list[Run]) -> Figures:
     keys = [key for key in runs[0].figures if key != "processes"]
     found: Figures = {key: [_rounded(run.figures[key]) for run in runs] for key in keys}
     return found | {
-        "peak_gib_of_a_computing_process": round(max(run.peak_bytes for run in runs) / 2**30, 2),
+        "peak_gib_of_a_computing_process": round(_peak(runs) / 2**30, 2),
         "peak_gib_of_all_processes": round(max(run.tree_peak_bytes for run in runs) / 2**30, 2),
     }
+
+
+def _peak(runs: list[Run]) -> int:
+    return max(run.peak_bytes for run in runs)
 
 
 def _rounded(value: Any) -> Any:

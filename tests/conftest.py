@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from surveys import BUCKET
 
 from geobatch.local_s3 import LocalS3, environment, local_s3
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-BUCKET = "surveys"
 # A busy machine must not fail a property by its pace.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")

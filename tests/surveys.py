@@ -26,6 +26,8 @@ from geobatch.shards import (
 from geobatch.storage import open_storage
 from geobatch.survey import VOLUME_AXES
 
+BUCKET = "surveys"
+"""The bucket of the tests' S3 server."""
 CLASSES = (
     ClassInfo(name="shale", color="#777777"),
     ClassInfo(name="sand", color="#eedd55"),

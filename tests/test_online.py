@@ -30,13 +30,12 @@ import safetensors.numpy
 import torch
 import xarray as xr
 import zarr
-from conftest import BUCKET
 from fastapi import HTTPException
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
-from surveys import CLASSES, random_volume, write_bundle, write_survey
+from surveys import BUCKET, CLASSES, random_volume, write_bundle, write_survey
 
 from geobatch.errors import UsageError
 from geobatch.local_s3 import LocalS3, environment

@@ -20,8 +20,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from conftest import BUCKET
-from surveys import CLASSES, STEPS, random_volume, write_bundle, write_survey
+from surveys import BUCKET, CLASSES, STEPS, random_volume, write_bundle, write_survey
 
 from geobatch.errors import DataError, IncompleteError, MismatchError, UsageError
 from geobatch.job import forecast, parse_job, run_job
@@ -138,7 +137,8 @@ def test_second_run_scores_nothing_and_changes_nothing(finished: str) -> None:
 @pytest.mark.usefixtures("ray_cluster")
 def test_region_grows_and_keeps_what_was_scored(place: str) -> None:
     part = run_job(parse_job(job_at(place, region={"inline": [100, 110]})))
-    assert part["blocks"] == {"wanted": 4, "kept": 0, "scored": 4, "dead": 0, "adopted": 0, "reduced": 0}
+    assert part["blocks"].pop("wanted") == part["blocks"].pop("scored") == 4
+    assert set(part["blocks"].values()) == {0}
     assert open_survey(join_url(place, "scored")).attrs["geobatch"]["state"] == "complete"
     rest = run_job(parse_job(job_at(place, resources={"replicas": 2, "cpus": 0.5})))
     assert (rest["blocks"]["kept"], rest["blocks"]["scored"]) == (4, 8)
@@ -211,7 +211,7 @@ def test_run_that_ended_right_after_its_plan_is_continued(finished: str) -> None
 def test_replicas_that_the_cluster_cannot_hold_are_refused(finished: str) -> None:
     output = join_url(finished, "never")
     with pytest.raises(UsageError, match=r"cannot hold the replicas; found .*0 GPU.*1 replicas of 0.5 CPU and 1 GPU"):
-        run_job(parse_job(job_at(finished, output=output, resources={"cpus": 0.5, "gpus": 1, "memory_gib": 8})))
+        run_job(parse_job(job_at(finished, output=output, resources={"cpus": 0.5, "gpus": 1, "gpu_memory_gib": 8})))
 
 
 def test_wrong_quantity_and_axis_are_refused_with_the_reason(place: str) -> None:

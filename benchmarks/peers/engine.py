@@ -47,6 +47,8 @@ class Clock:
     def pool(self, plan: ScorePlan, output_url: str, resources: ScoreResources) -> Iterator[Pool]:
         """The pool of replicas on Serve, its use timed."""
         with on_serve(plan, output_url, resources) as pool:
+            # Returns when the first replicas stand.
+            pool.window()
             self.began = time.perf_counter()
             yield pool
             self.ended = time.perf_counter()

@@ -81,6 +81,7 @@ def calibrate(job: ScoreJob, blocks: int, *, open_pool: OpenPool = on_serve) -> 
     with _scratch(inputs.job.output) as scratch, leased(scratch) as control:
         opening = time.perf_counter()
         with open_pool(plan, scratch, inputs.job.resources.for_blocks(len(missing))) as pool:
+            pool.window()
             opened = time.perf_counter()
             dispatcher = Dispatcher(
                 Work.of(chosen),

@@ -52,6 +52,7 @@ def test_simulation_is_within_a_fifth_of_real_replicas(tmp_path: Path, replicas:
     with leased(str(tmp_path)) as control:
         start = time.perf_counter()
         with deployed(PLAN, str(tmp_path), resources, Sleeper) as pool:
+            pool.window()
             opened = time.perf_counter()
             work = Work.of(np.arange(PLAN.grid.total))
             dispatcher = Dispatcher(
