@@ -51,6 +51,7 @@ from geobatch.storage import open_storage
 NETWORKS = {"small": {"channels": 8, "levels": 3}, "faultseg3d": {k: v for k, v in FAULTSEG3D.items() if k != "name"}}
 BUCKET = "surveys"
 ROI_TRIES = 4
+SMALLEST_ROI = 64
 
 Figures = dict[str, Any]
 
@@ -223,10 +224,10 @@ def _uploaded(folder: str) -> str:
 
 
 def _roi_edges(order: Order) -> list[int]:
-    """Window edges that are tried: multiples of 16 up to the volume, no larger than memory may hold."""
+    """Window edges to choose from: multiples of 16 up to the volume, no larger than memory may hold."""
     # What the plan's patch holds within the cap tells roughly what a window may hold.
     most = 1.3 * math.prod(order.patch) ** (1 / 3)
-    return [edge for edge in range(32, max(order.shape) + 1, 16) if edge <= most]
+    return [edge for edge in range(SMALLEST_ROI, max(order.shape) + 1, 16) if edge <= most]
 
 
 def _window_cells(order: Order, edge: int) -> int:

@@ -18,7 +18,7 @@ from geobatch.score.region import AxisRanges, Region
 from geobatch.shards import ArraySpec
 from geobatch.survey import VOLUME_AXES, class_attributes
 
-NUMERICS = 1
+NUMERICS = 2
 """Raised whenever a release would write other voxels for the same plan."""
 
 
