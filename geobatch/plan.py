@@ -23,12 +23,8 @@ WORKER_BYTES = int(0.7 * GIB)
 """An idle replica with torch, xarray and its network loaded; .55 GiB was seen."""
 DEVICE_BYTES = int(0.6 * GIB)
 """A CUDA context with the kernels of cuDNN."""
-LIBRARY_COPIES = 1.75
-"""Memory of a forward pass over what PyTorch's tensors hold in it: oneDNN and cuDNN reorder what they compute on."""
 CALL_CELLS = {"cpu": 2**11, "cuda": 2**17}
 """Cells whose computing takes as long as one forward pass takes beside its arithmetic: about 1 ms."""
-
-
 PROBE_STRIDES = 16
 """Length of the patch that is tried for the memory of a network, in strides."""
 
