@@ -260,7 +260,7 @@ def _zero_invalid(block: Float32Array) -> Float32Array:
 
 
 def _limit(block: Float32Array, lower: np.float32, upper: np.float32) -> Float32Array:
-    # Comparisons rather than np.clip: its vector and scalar loops may pick different zeros of equal value.
+    # NaN stays NaN.
     return np.minimum(np.maximum(block, lower), upper)
 
 
