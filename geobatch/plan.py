@@ -25,8 +25,6 @@ DEVICE_BYTES = int(0.6 * GIB)
 """A CUDA context with the kernels of cuDNN."""
 CALL_CELLS = {"cpu": 2**11, "cuda": 2**17}
 """Cells whose computing takes as long as one forward pass takes beside its arithmetic: about 1 ms."""
-
-
 PROBE_STRIDES = 16
 """Length of the patch that is tried for the memory of a network, in strides."""
 
