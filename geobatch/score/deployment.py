@@ -131,10 +131,17 @@ class Pool:
     _ended: threading.Event = field(default_factory=threading.Event)
 
     def score(self, tasks: Sequence[Task]) -> list[Answer]:
-        """The answers of one replica, in order; raises TransientError when it was lost on the way."""
+        """The answers of one replica, in order; raises TransientError when it was lost on the way.
+
+        A replica answers for each block that fails. When the call itself fails there, no other try will do better.
+        """
         try:
             answers: list[Answer] = self.handle.score.remote(list(tasks)).result()
         except (ray.exceptions.RayError, RayServeException) as error:
+            # Not so a call that was cancelled because the replica ends, whose cause is no `Exception`.
+            if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, Exception):
+                told = str(error).splitlines()[-1]
+                raise GeobatchError("a replica cannot take its work", measured=told) from error
             raise TransientError(
                 "replica was lost", where=f"block {tasks[0].block}", measured=type(error).__name__
             ) from error
