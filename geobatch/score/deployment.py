@@ -24,6 +24,7 @@ from geobatch import cluster
 from geobatch.errors import GeobatchError, StorageError, TransientError, UsageError
 from geobatch.score.dispatch import Answer
 from geobatch.score.spec import ScorePlan, ScoreResources
+from geobatch.score.warden import Warden
 from geobatch.score.worker import BlockScorer, Task
 
 REQUESTS_PER_REPLICA = 2
@@ -69,26 +70,6 @@ class Replica:
                 return await run(self._write, self._scorer.write, predicted)
             except Exception as error:
                 return describe_failure(error)
-
-
-class Warden:
-    """Removes a run's application when its driver is gone. Detached, since what a driver owns dies with it."""
-
-    def __init__(self, application: str, abandoned_s: float) -> None:
-        self._application, self._abandoned_s = application, abandoned_s
-        self._heard = time.monotonic()
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def beat(self) -> None:
-        """The driver lives."""
-        self._heard = time.monotonic()
-
-    def _watch(self) -> None:
-        while time.monotonic() - self._heard < self._abandoned_s:
-            time.sleep(1.0)
-        with contextlib.suppress(Exception):
-            serve.delete(self._application)
-        ray.kill(ray.get_runtime_context().current_actor)
 
 
 def _leave_draining_node() -> None:
