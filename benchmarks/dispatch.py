@@ -38,7 +38,7 @@ from geobatch.score.planning import Inputs
 from geobatch.score.receipts import STAGES, Ledger, Receipt, ShardReceipt
 from geobatch.score.region import wanted_blocks
 from geobatch.score.run import describe_block, missing_blocks
-from geobatch.score.spec import ScoreJob, ScorePlan
+from geobatch.score.spec import ScoreJob, ScorePlan, ScoreResources
 from geobatch.score.worker import Task
 from geobatch.survey import VOLUME_AXES
 
@@ -112,7 +112,7 @@ def _dispatching(bundle: Bundle, blocks: int, repetitions: int) -> list[tuple[fl
     deployment = serve.deployment(Echo, name="replica", max_ongoing_requests=REQUESTS_PER_REPLICA)
     application = f"echo-{uuid.uuid4().hex[:8]}"
     handle = serve.run(deployment.bind(), name=application, route_prefix=None)
-    pool = Pool(application, handle, 1)
+    pool = Pool(application, handle, ScoreResources())
     try:
         _dispatch(pool, bundle, REQUESTS_PER_REPLICA)
         return [_dispatch(pool, bundle, blocks) for _ in range(repetitions)]
