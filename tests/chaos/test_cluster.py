@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from raylets import Cluster, Command, cluster, kill, output_hash, shards, wait_until
 from surveys import random_volume, write_bundle, write_survey
 
-from cluster import Cluster, Command, cluster, kill, output_hash, shards, wait_until
 from geobatch.job import parse_job
 from geobatch.score.receipts import Receipt
 from geobatch.score.run import score

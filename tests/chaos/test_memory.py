@@ -14,9 +14,9 @@ from typing import Any
 
 import psutil
 import pytest
+from raylets import REPOSITORY
 from surveys import random_volume, write_bundle, write_survey
 
-from cluster import REPOSITORY
 from geobatch.job import forecast, parse_job
 from geobatch.score.dispatch import Answer
 from geobatch.score.run import Pool, on_serve, score
