@@ -10,6 +10,7 @@ Columns stand apart by blanks or commas; `#` and `!` begin a comment. NaN and th
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,7 +55,10 @@ def read_horizon(url: str) -> Picks:
     text = open_storage(root).get(name).replace(b",", b" ")
     lines = "lines of inline crossline value, or of inline crossline x y value"
     try:
-        table = np.loadtxt(io.BytesIO(text), comments=["#", "!"], ndmin=2) if text.strip() else np.empty((0, 3))
+        with warnings.catch_warnings():
+            # A file of comments alone is refused below, by its count of picks.
+            warnings.filterwarnings("ignore", message=".*contained no data")
+            table = np.loadtxt(io.BytesIO(text), comments=["#", "!"], ndmin=2) if text.strip() else np.empty((0, 3))
     except ValueError as error:
         raise FormatError("no horizon file", where=url, measured=str(error).partition(";")[0], limit=lines) from error
     if len(table) and table.shape[1] not in _VALUE_COLUMN:

@@ -149,6 +149,7 @@ def require_bounded(figures: dict[int, dict[str, Memory]], projected: int, score
         assert resident <= projected
 
 
+@pytest.mark.chaos
 def test_memory_of_the_line_does_not_follow_the_survey(measured: Any) -> None:
     figures = {multiple: measured(multiple, False) for multiple in (1, 4)}
     require_bounded({multiple: memory for multiple, (memory, _) in figures.items()}, figures[1][1], "driver")
