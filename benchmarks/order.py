@@ -2,8 +2,9 @@
 
 Imported in the environments of the rivals too: it needs torch, Zarr and NumPy, and of geobatch the network alone.
 
-Alike in all peers: the volume in float32, its preparation (clip, scale), the network and its weights, threads and the
-allocator's settings, the reduction of logits to classes, and the codec, chunks and shards of the output.
+Alike in all peers: the volume in float32, its preparation (clip, scale), the network and its weights, one pass of it
+before the clock starts, threads, allocator, the reduction of logits to classes, and the codec, chunks and shards of the
+output.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,6 +160,12 @@ def most_probable(logits_K: torch.Tensor) -> torch.Tensor:
             torch.maximum(best, logits[k], out=best)
             torch.maximum(part, larger.view(torch.uint8).mul_(k), out=part)
     return index
+
+
+@torch.inference_mode()
+def warm_up(network: torch.nn.Module, shape: Sequence[int]) -> None:
+    """Run the network on zeros of this shape, as geobatch does when it loads one."""
+    network(torch.zeros(1, 1, *shape))
 
 
 @torch.inference_mode()

@@ -40,7 +40,7 @@ def run_peer(python: Path, script: Path, order: Order, path: Path) -> Run:
     """
     settings = {
         **os.environ,
-        **cluster.WORKER_ENVIRONMENT,
+        **cluster.worker_environment(),
         "OMP_NUM_THREADS": str(order.threads),
         "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}",
         "RAY_USAGE_STATS_ENABLED": "0",

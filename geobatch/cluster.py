@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 OBJECT_STORE_BYTES = 256 * 2**20
-# glibc returns and re-faults the pages of every large tensor by default, which costs half of the time on a CPU.
-# Credentials are not among these: nodes have their own, and workers of a local cluster inherit them.
-WORKER_ENVIRONMENT = {
+# Memory is kept for the next block: given back and faulted in again, the pages of large tensors cost half of the time
+# on a CPU. jemalloc keeps them apart from everything smaller, which in glibc's heap comes to lie between them until
+# they no longer fit (docs/decisions/0011-allocator.md).
+JEMALLOC = "dirty_decay_ms:-1,muzzy_decay_ms:-1,narenas:1,oversize_threshold:67108864"
+GLIBC = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "MALLOC_ARENA_MAX": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+
+def worker_environment() -> dict[str, str]:
+    """Environment variables of a process that computes: how it allocates memory, and what Ray leaves alone in it.
+
+    Ray's wheel for Linux brings jemalloc along; where it does not lie at the same place, glibc's settings hold.
+    Credentials are not among these: nodes have their own, and workers of a local cluster inherit them.
+    """
+    environment = {**GLIBC, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    spec = importlib.util.find_spec("ray")
+    library = Path(spec.origin).parent / "core" / "libjemalloc.so" if spec and spec.origin else None
+    if library and library.exists():
+        environment |= {"LD_PRELOAD": str(library), "MALLOC_CONF": JEMALLOC}
+    return environment
 
 
 def connect(cpus: int | None = None) -> None:

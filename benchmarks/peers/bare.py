@@ -7,7 +7,7 @@ prepared before the clock starts; classes go to a NumPy array that is stored aft
 import time
 
 import numpy as np
-from order import answer, cells, classify, order_of_process
+from order import answer, cells, classify, order_of_process, warm_up
 
 from geobatch.models.inference import for_inference
 
@@ -21,6 +21,7 @@ def main() -> None:
     volume = order.prepared(order.open_volume()[...])
     class_map = np.empty(order.shape, np.uint8)
     origin = [0] * len(order.shape)
+    warm_up(network, order.patch)
     start = time.perf_counter()
     for work in order.blocks:
         class_map[cells(work.write)] = classify(network, volume, origin, work)

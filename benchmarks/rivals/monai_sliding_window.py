@@ -8,7 +8,7 @@ import time
 
 import torch
 from monai.inferers import sliding_window_inference
-from order import answer, most_probable, order_of_process
+from order import answer, most_probable, order_of_process, warm_up
 
 
 @torch.inference_mode()
@@ -17,6 +17,7 @@ def main() -> None:
     order = order_of_process()
     network = order.load_network()
     output = order.create_output()
+    warm_up(network, order.roi)
     start = time.perf_counter()
     volume = torch.from_numpy(order.prepared(order.open_volume()[...]))[None, None]
     read = time.perf_counter()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from order import Order, answer, cells, classify, order_of_process, seen, starts
+from order import Order, answer, cells, classify, order_of_process, seen, starts, warm_up
 
 OBJECT_STORE_BYTES = 256 * 2**20
 
@@ -26,6 +26,9 @@ class Scorer:
         self.network = self.order.load_network()
         self.volume = self.order.open_volume()
         self.output = self.order.open_output()
+        # Ray limits OpenMP's threads, and the limit is kept per thread: set it where the work is done.
+        torch.set_num_threads(self.order.threads)
+        warm_up(self.network, self.order.patch)
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Score the blocks of a batch; when each began."""
@@ -36,7 +39,6 @@ class Scorer:
         return {"block": batch["block"], "began": np.array(began), "process": np.full(len(began), os.getpid())}
 
     def _score(self, number: int) -> None:
-        # Ray limits OpenMP's threads, and the limit is kept per thread: set it where the work is done.
         torch.set_num_threads(self.order.threads)
         work = self.order.blocks[number]
         region = seen(work)

@@ -108,7 +108,7 @@ def _end() -> None:
 
 
 def _deployment(settings: ServeSettings) -> Any:
-    options: dict[str, Any] = {"num_cpus": settings.cpus, "runtime_env": {"env_vars": cluster.WORKER_ENVIRONMENT}}
+    options: dict[str, Any] = {"num_cpus": settings.cpus, "runtime_env": {"env_vars": cluster.worker_environment()}}
     if settings.gpus:
         options["num_gpus"] = settings.gpus
     scale: dict[str, Any] = {"num_replicas": settings.replicas}

@@ -48,6 +48,7 @@ class Replica:
         self._scorer.load()
         compute = ThreadPoolExecutor(1, thread_name_prefix="predict")
         self._compute = compute
+        compute.submit(self._scorer.warm_up).result()
         self._read = ThreadPoolExecutor(1, thread_name_prefix="read") if overlap else compute
         self._write = ThreadPoolExecutor(1, thread_name_prefix="write") if overlap else compute
         # Blocks in memory at once: one read ahead, one on the device, one on its way out.
@@ -203,7 +204,7 @@ def deployed(
 
 
 def _deployment(resources: ScoreResources, replica: type[Any]) -> Any:
-    options: dict[str, Any] = {"num_cpus": resources.cpus, "runtime_env": {"env_vars": cluster.WORKER_ENVIRONMENT}}
+    options: dict[str, Any] = {"num_cpus": resources.cpus, "runtime_env": {"env_vars": cluster.worker_environment()}}
     if resources.gpus:
         options["num_gpus"] = resources.gpus
     size: dict[str, Any] = {"num_replicas": resources.most}

@@ -138,6 +138,11 @@ class Predictor:
         self._run(x, valid, patches, origin, output if self.blend is None else _Blended(self, write, output))
         return np.asarray(output.logits.cpu().numpy())
 
+    @torch.inference_mode()
+    def warm_up(self, shape: tuple[int, ...]) -> None:
+        """Run the network on a whole batch of zeros, patches of this shape."""
+        self._forward(torch.zeros((self.batch, 1, *shape), dtype=self.dtype, device=self.device))
+
     def weights(self, shape: tuple[int, ...]) -> torch.Tensor:
         """Weights `(*axes)` of a patch in blend mode, on the device: 1 at its centre, nowhere zero."""
         if shape not in self._weights:

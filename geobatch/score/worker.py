@@ -114,6 +114,14 @@ class BlockScorer:
         """Open the survey and load the network now, so that what ails them is one error and not one for each block."""
         _ = self.volume, self.predictor
 
+    def warm_up(self) -> None:
+        """Run the network once on a patch of zeros, so that no block pays for what is set up at its first use."""
+        torch.set_num_threads(self.plan.threads)
+        shape = tuple(map(min, self.grid.patch, self.grid.shape))
+        # What fails here fails with the first block too, whose error has a class (C3): with less memory, say.
+        with contextlib.suppress(RuntimeError, MemoryError):
+            self.predictor.warm_up(shape)
+
     def score_block(self, task: Task) -> Receipt:
         """Score one block: read, preprocess, predict, trim, write, receipt."""
         return self.adopt(task) or self.write(self.predict(self.read(task)))

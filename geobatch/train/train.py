@@ -175,7 +175,7 @@ def _run_workers(plan: WorkerPlan) -> tuple[Progress, Any]:
             failure_config=ray.train.FailureConfig(max_failures=job.training.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-            worker_runtime_env={"env_vars": cluster.WORKER_ENVIRONMENT},
+            worker_runtime_env={"env_vars": cluster.worker_environment()},
         ),
     )
     try:

@@ -17,9 +17,11 @@ import pytest
 from raylets import REPOSITORY
 from surveys import random_volume, write_bundle, write_survey
 
+from geobatch import cluster
 from geobatch.job import forecast, parse_job
+from geobatch.score.deployment import Replica, deployed
 from geobatch.score.dispatch import Answer
-from geobatch.score.run import Pool, on_serve, score
+from geobatch.score.run import Pool, score
 from geobatch.score.spec import ScorePlan, ScoreResources
 from geobatch.score.worker import BlockScorer, Task
 
@@ -73,6 +75,14 @@ class InThisProcess:
         return 1
 
 
+class ColdReplica(Replica):
+    """A replica whose network has not run when it is ready: what that holds then counts from the first block on."""
+
+    def __init__(self, plan: str, output_url: str, overlap: bool) -> None:
+        BlockScorer.warm_up = lambda _: None  # type: ignore[method-assign]
+        super().__init__(plan, output_url, overlap)
+
+
 def measure(document: str, on_ray: bool) -> dict[str, Any]:
     """Run a job in this process, and return the memory of driver and replica while blocks are scored."""
     found: dict[str, Memory] = {}
@@ -81,7 +91,7 @@ def measure(document: str, on_ray: bool) -> dict[str, Any]:
     def watched(plan: ScorePlan, output_url: str, resources: ScoreResources) -> Iterator[Pool]:
         with contextlib.ExitStack() as stack:
             pool: Pool = (
-                stack.enter_context(on_serve(plan, output_url, resources))
+                stack.enter_context(deployed(plan, output_url, resources, ColdReplica))
                 if on_ray
                 else InThisProcess(plan, output_url)
             )
@@ -90,6 +100,8 @@ def measure(document: str, on_ray: bool) -> dict[str, Any]:
             yield pool
             found.update(watch.read())
 
+    if on_ray:
+        cluster.connect()
     summary = score(parse_job(json.loads(document)), open_pool=watched)
     assert summary["blocks"]["scored"] == summary["blocks"]["wanted"]
     return {name: dataclasses.asdict(memory) for name, memory in found.items()}
@@ -126,9 +138,14 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, bool], 
             "resources": {"replicas": 1, "cpus": 1},
         }
         script = f"import json, test_memory; print(json.dumps(test_memory.measure({json.dumps(job)!r}, {on_ray})))"
-        path = [str(REPOSITORY), str(REPOSITORY / "tests"), str(REPOSITORY / "tests/chaos")]
-        command = [sys.executable, "-W", "ignore", "-c", f"import sys; sys.path[:0] = {path!r}; {script}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, cwd=REPOSITORY)
+        folders = [REPOSITORY, REPOSITORY / "tests", REPOSITORY / "tests/chaos"]
+        command = [sys.executable, "-W", "ignore", "-c", script]
+        # As in a replica: the line in a plain process allocates with the same library.
+        environment = os.environ | ({} if on_ray else cluster.worker_environment())
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, folders))
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=600, cwd=REPOSITORY, env=environment
+        )
         assert done.returncode == 0, done.stderr
         found = {name: Memory(**figures) for name, figures in json.loads(done.stdout.splitlines()[-1]).items()}
         return found, int(forecast(parse_job(job))["memory_per_replica"]["projected_gib"] * 2**30)
