@@ -31,6 +31,7 @@ check: .venv
 bench: .venv .rivals
 	$(BIN)/python benchmarks/score.py $(BENCH_OPTIONS)
 	$(BIN)/python benchmarks/dispatch.py
+	$(BIN)/python benchmarks/forecast.py
 	$(BIN)/python benchmarks/ingest.py
 
 # The rivals that benchmarks measure, each in an environment of its own.

@@ -3,8 +3,8 @@
     python benchmarks/score.py [--shape 384 384 384] [--network small|faultseg3d] [--memory-gib 4] [--allow-missing]
 
 Every peer is a process of its own, under the same allocator, threads and memory cap, over the same volume in float32,
-whose files are read once before each peer is timed; each runs the network once before its clock starts. A rate counts every voxel of the output once. Repetitions
-are interleaved, each beginning with another peer; figures are medians.
+whose files are read once before each peer is timed; each runs the network once before its clock starts. A rate counts
+every voxel of the output once. Repetitions are interleaved, each beginning with another peer; figures are medians.
 
     engine_over_bare    rate of geobatch from the start of dispatch, when its replicas stand, to the last receipt,
                         reading, preparing, encoding and storing included, over the rate of the bare loop, which
