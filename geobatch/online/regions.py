@@ -15,7 +15,7 @@ import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from geobatch.blocks import Patch
-from geobatch.errors import IntegrityError, MismatchError, NotFoundError, UsageError
+from geobatch.errors import IntegrityError, MismatchError, NotFoundError
 from geobatch.online.bodies import require_voxels
 from geobatch.online.engine import Engine
 from geobatch.online.memory import READ_CELLS
@@ -25,6 +25,7 @@ from geobatch.preprocess import Chain, prepare, read_region
 from geobatch.score.match import describe_data, require_right_data
 from geobatch.score.planning import PLAN
 from geobatch.score.predictor import INVALID, Prediction, Predictor, Probabilities
+from geobatch.score.region import axis_cells
 from geobatch.score.spec import NUMERICS, ScorePlan
 from geobatch.storage import open_storage
 from geobatch.survey import (
@@ -194,7 +195,7 @@ class Regions:
         return RegionWork(cropped, plan.chain, cells, pieces, predictor, plan.threads, notes)
 
     def _cells(self, volume: xr.DataArray, request: RegionRequest) -> Cells:
-        cells = tuple(_axis_cells(volume, axis, getattr(request, axis)) for axis in VOLUME_AXES)
+        cells = tuple(axis_cells(volume, axis, getattr(request, axis)) for axis in VOLUME_AXES)
         require_voxels([c.stop - c.start for c in cells], self._max_voxels, "region")
         return cells
 
@@ -232,20 +233,6 @@ def _stored_plan(url: str) -> ScorePlan:
         raise IntegrityError(
             "plan.json of the output does not read", where=url, measured=str(error).splitlines()[0]
         ) from error
-
-
-def _axis_cells(volume: xr.DataArray, axis: str, ends: tuple[float, float] | None) -> slice:
-    numbers = np.asarray(volume[axis].values, dtype=np.float64)
-    first, last = ends or (-math.inf, math.inf)
-    inside = np.flatnonzero((numbers >= first) & (numbers <= last))
-    if inside.size == 0:
-        raise UsageError(
-            f"region holds no {axis} of the survey",
-            where=f"region.{axis}",
-            measured=[first, last],
-            limit=f"{numbers.min():g} to {numbers.max():g}",
-        )
-    return slice(int(inside[0]), int(inside[-1]) + 1)
 
 
 def _parts(cells: Cells, piece: Sequence[int]) -> Iterator[Cells]:
