@@ -18,7 +18,7 @@ from geobatch.score.lease import Control
 from geobatch.score.planning import PLAN
 from geobatch.score.receipts import Ledger, block_numbers
 from geobatch.score.spec import ScorePlan
-from geobatch.score.worker import shard_object
+from geobatch.score.worker import block_of_object, shard_object
 from geobatch.shards import array_metadata, decode_shard
 from geobatch.storage import open_storage
 
@@ -148,9 +148,8 @@ def _unreceipted(control: Control, plan: ScorePlan, receipts: pa.Table) -> Itera
     known = np.zeros(plan.grid.total, bool)
     known[block_numbers(receipts)] = True
     for spec in plan.arrays():
-        skipped = len(spec.dims) - len(plan.grid.shape)
         for key, _ in control.storage.list(f"{spec.name}/c"):
-            block = plan.grid.number(tuple(map(int, key.split("/")[2 + skipped :])))
+            block = block_of_object(plan.grid, key)
             if known[block]:
                 continue
             try:
