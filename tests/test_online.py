@@ -417,7 +417,7 @@ def test_regions_that_cannot_be_right_are_refused(server: Server, bulk: dict[str
         ({"statistics": "bundle", "survey": f"{server.place}-other/survey"}, 403, "does not read from there"),
         ({"statistics": "bundle", "survey": "/etc"}, 403, "does not read from there"),
         ({"plan": "/etc"}, 403, "plan: this server does not read from there"),
-        ({"plan": survey}, 404, "no scored output there"),
+        ({"plan": survey}, 404, "no scoring run there"),
         ({"statistics": "bundle", "survey": elsewhere}, 404, "no such object"),
         ({"statistics": "bundle", "survey": output}, 422, "is not a geobatch survey"),
         ({"statistics": "bundle", "survey": join_url(server.place, "velocity")}, 422, "found velocity in time"),

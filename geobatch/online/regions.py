@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import xarray as xr
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from geobatch.blocks import Patch
-from geobatch.errors import IntegrityError, MismatchError, NotFoundError
+from geobatch.errors import MismatchError
 from geobatch.online.bodies import require_voxels
 from geobatch.online.engine import Engine
 from geobatch.online.memory import READ_CELLS
@@ -23,7 +23,7 @@ from geobatch.online.places import require_allowed
 from geobatch.online.refusal import refusal
 from geobatch.preprocess import Chain, prepare, read_region
 from geobatch.score.match import describe_data, require_right_data
-from geobatch.score.planning import PLAN
+from geobatch.score.planning import stored_plan
 from geobatch.score.predictor import INVALID, Prediction, Predictor, Probabilities
 from geobatch.score.region import axis_cells
 from geobatch.score.spec import NUMERICS, ScorePlan
@@ -172,7 +172,7 @@ class Regions:
     ) -> RegionWork:
         """The region in the blocks and patches of a bulk run, with the statistics that run was fitted with."""
         url = require_allowed(str(request.plan), self._allowed, "plan")
-        plan = _stored_plan(url)
+        plan = stored_plan(url)
         for what, ours, theirs in (
             ("bundle", self._engine.spec.hash, plan.bundle_hash),
             ("survey", identity, plan.survey_identity),
@@ -222,17 +222,6 @@ def _open_volume(url: str, version: str) -> tuple[xr.DataArray, dict[str, Any]]:
     require_complete(dataset, url)
     require_every_shard(dataset, url)
     return valid_volume(dataset, url), survey_info(dataset, url)
-
-
-def _stored_plan(url: str) -> ScorePlan:
-    try:
-        return ScorePlan.model_validate_json(open_storage(url).get(PLAN))
-    except NotFoundError:
-        raise NotFoundError("no scored output there", where=url, remedy="Name the output of a scoring job.") from None
-    except ValidationError as error:
-        raise IntegrityError(
-            "plan.json of the output does not read", where=url, measured=str(error).splitlines()[0]
-        ) from error
 
 
 def _parts(cells: Cells, piece: Sequence[int]) -> Iterator[Cells]:

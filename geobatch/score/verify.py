@@ -15,7 +15,7 @@ import pyarrow as pa
 from geobatch.errors import IntegrityError, NotFoundError
 from geobatch.fanout import open_fanout
 from geobatch.score.lease import Control
-from geobatch.score.planning import PLAN
+from geobatch.score.planning import stored_plan
 from geobatch.score.receipts import Ledger, block_numbers
 from geobatch.score.spec import ScorePlan
 from geobatch.score.worker import block_of_object, shard_object
@@ -65,12 +65,9 @@ def verify(output_url: str, *, on_progress: Callable[[int, int], None] = lambda 
 
     Raises:
         NotFoundError: no scoring run is there.
+        IntegrityError: its plan or its receipts do not read.
     """
-    control = Control(output_url)
-    body = control.get(PLAN)
-    if body is None:
-        raise NotFoundError("no scoring run there", where=output_url, remedy="Give the URL of a scored survey.")
-    plan = ScorePlan.model_validate_json(body)
+    plan, control = stored_plan(output_url), Control(output_url)
     return verify_receipts(control, plan, Ledger(control, plan).load(), on_progress)
 
 
