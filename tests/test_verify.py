@@ -12,6 +12,7 @@ from geobatch.score.planning import PLAN
 from geobatch.score.verify import verify
 from geobatch.shards import create_arrays
 from geobatch.storage import open_storage
+from geobatch.storage.files import FileStorage
 
 
 @pytest.fixture
@@ -31,3 +32,20 @@ def test_plan_that_does_not_read_is_named(output: str) -> None:
     open_storage(output).delete(PLAN)
     with pytest.raises(NotFoundError, match="no scoring run there"):
         verify(output)
+
+
+def test_metadata_that_storage_refuses_as_damaged_are_a_finding(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_storage(output).put("class_map/zarr.json", b"{")
+    open_storage(output).delete("probability/zarr.json")
+    found = [(finding.key, finding.what) for finding in verify(output).findings]
+    assert found == [("class_map/zarr.json", "damaged"), ("probability/zarr.json", "missing")]
+    read = FileStorage.read
+
+    def refused(storage: FileStorage, key: str) -> tuple[bytes, str]:
+        if key == "class_map/zarr.json":
+            raise IntegrityError("stored object is damaged", where=key, measured="another checksum")
+        return read(storage, key)
+
+    monkeypatch.setattr(FileStorage, "read", refused)
+    first = verify(output).findings[0]
+    assert (first.key, first.what, first.measured) == ("class_map/zarr.json", "damaged", "another checksum")

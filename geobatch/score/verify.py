@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -158,10 +157,11 @@ def _unreceipted(control: Control, plan: ScorePlan, receipts: pa.Table) -> Itera
 def _metadata_findings(control: Control, plan: ScorePlan) -> Iterator[Finding]:
     for spec in plan.arrays():
         key = f"{spec.name}/zarr.json"
-        body = control.get(key)
         try:
-            same = body is not None and json.loads(body) == array_metadata(spec)
-        except ValueError:
-            same = False
-        if not same:
-            yield Finding(-1, spec.name, key, "missing" if body is None else "damaged", "not the array of the plan")
+            stored = control.get_json(key)
+        except IntegrityError as error:
+            yield Finding(-1, spec.name, key, "damaged", error.measured)
+        else:
+            if stored != array_metadata(spec):
+                what = "missing" if stored is None else "damaged"
+                yield Finding(-1, spec.name, key, what, "not the array of the plan")
