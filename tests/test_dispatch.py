@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from surveys import plan_of
 
-from geobatch.errors import LeaseError, StorageError, TransientError
+from geobatch.errors import GeobatchError, LeaseError, StorageError, TransientError
 from geobatch.score import dispatch
 from geobatch.score.dispatch import Answer, Dispatcher, Tally, Work
 from geobatch.score.lease import Control, Lease
@@ -113,6 +113,14 @@ def test_want_of_memory_reduces_and_costs_no_attempt(ledger: Ledger) -> None:
 def test_unusable_storage_stops_everything(ledger: Ledger) -> None:
     with pytest.raises(StorageError, match="fatal it was"):
         run(ledger, lambda task: failure("fatal"))
+
+
+def test_call_that_fails_by_itself_ends_the_run_and_its_cause_is_told(ledger: Ledger) -> None:
+    def answer(task: Task) -> Answer:
+        raise GeobatchError("a replica cannot take its work", measured="AttributeError: no field look")
+
+    with pytest.raises(GeobatchError, match=r"no retry mends; found .*cannot take its work.*no field look"):
+        run(ledger, answer)
 
 
 def test_straggler_is_doubled_and_its_late_answer_changes_nothing(

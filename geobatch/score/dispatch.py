@@ -316,7 +316,7 @@ def _call(
         except TransientError as error:
             failure = {"kind": "lost", "error": str(error), "traceback": ""}
         except Exception as error:
-            failure = {"kind": "broken", "error": repr(error), "traceback": ""}
+            failure = {"kind": "broken", "error": f"{type(error).__name__}: {error}", "traceback": ""}
         answers.put((number, [failure] * len(tasks)))
 
 
