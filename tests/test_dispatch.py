@@ -143,6 +143,21 @@ def test_straggler_is_doubled_and_its_late_answer_changes_nothing(
     assert tally.workers == {"in time"}
 
 
+def test_block_that_is_slow_everywhere_is_doubled_once(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "STRAGGLER_LEAST_S", 0.1)
+    begun = Counter[int]()
+
+    def answer(task: Task) -> Answer:
+        begun[task.block] += 1
+        if task.block == 3:
+            time.sleep(3.5)
+        return receipt(task.block)
+
+    tally = run(ledger, answer, window=lambda: 6)
+    assert tally.scored == BLOCKS
+    assert (begun[3], tally.retries["straggler"]) == (2, 1)
+
+
 def test_runs_of_quick_blocks_grow_and_share_the_rest(ledger: Ledger) -> None:
     lengths: list[int] = []
 
