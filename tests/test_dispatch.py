@@ -19,7 +19,7 @@ from surveys import plan_of
 from geobatch.errors import GeobatchError, LeaseError, StorageError, TransientError
 from geobatch.score import dispatch
 from geobatch.score.dispatch import Answer, Dispatcher, Tally, Work
-from geobatch.score.lease import Control, Lease
+from geobatch.score.lease import LEASE, Control, Lease
 from geobatch.score.receipts import BATCHES, MANIFEST, Ledger, Receipt, ShardReceipt, block_numbers
 from geobatch.score.worker import Task
 
@@ -201,13 +201,29 @@ def test_spent_budget_stops_cleanly(ledger: Ledger) -> None:
 
 
 def test_run_that_lost_its_lease_records_nothing_more(ledger: Ledger) -> None:
-    ledger.control.storage.put("_geobatch/lease.json", b"{}")
+    ledger.control.storage.put(LEASE, b"{}")
     with pytest.raises(LeaseError, match="taken over"):
         ledger.control.lease.renew()
     ledger.add(receipt(1))
     with pytest.raises(LeaseError):
         ledger.flush()
     assert not list(ledger.control.storage.list(BATCHES))
+
+
+def test_receipts_outrank_those_from_before_a_lease_was_deleted(ledger: Ledger) -> None:
+    for _ in range(3):
+        ledger.control.lease.release()
+        ledger.control.lease = Lease.acquire(ledger.control.url)
+    ledger.add(receipt(5, voxels=1))
+    ledger.write_manifest()
+    ledger.control.lease.release()
+    ledger.control.storage.delete(LEASE)
+    lease = Lease.acquire(ledger.control.url)
+    again = Ledger(Control(ledger.control.url, lease), PLAN)
+    again.load()
+    again.add(receipt(5, voxels=2))
+    assert again.write_manifest()["voxels"].to_pylist() == [2]
+    lease.release()
 
 
 @settings(max_examples=30)

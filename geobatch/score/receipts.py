@@ -105,12 +105,15 @@ class Ledger:
         self._lock = threading.Lock()
 
     def load(self) -> pa.Table:
-        """Take up every receipt stored so far; the newest of each block, sorted by block.
+        """Take up every receipt stored so far; the newest of each block, sorted by block. What is added outranks them.
 
         Raises:
+            LeaseError: another run has taken over.
             IntegrityError: an object does not read, or belongs to another plan.
         """
         table = self._merged(self._stored_keys())
+        if self.control.lease and len(table):
+            self.control.lease.outrank(int(table["fence"].to_numpy().max()))
         self.written[:] = False
         self.written[block_numbers(table)] = True
         return table
