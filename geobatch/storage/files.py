@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -18,6 +19,8 @@ PARTIAL = ".partial"
 LOCK = ".lock"
 LOCK_TIMEOUT_S = 60.0
 LOCK_POLL_S = 0.02
+PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+"""What a network file system answers while its server does not, or has just been restarted."""
 
 
 class FileStorage(Storage):
@@ -161,6 +164,8 @@ class FileStorage(Storage):
             raise NotFoundError("no such file", where=join_url(self.url, key), remedy="Check the path.") from None
         except PermissionError:
             raise StorageError("file cannot be read: permission denied", where=join_url(self.url, key)) from None
+        except OSError as error:
+            raise _failed("read", error, join_url(self.url, key)) from error
 
     @contextlib.contextmanager
     def _writing(self, key: str) -> Iterator[None]:
@@ -169,11 +174,16 @@ class FileStorage(Storage):
         except FileExistsError as error:
             raise StorageError(f"cannot write: {error.strerror}", where=str(error.filename)) from None
         except OSError as error:
-            raise StorageError(
-                f"cannot write: {error.strerror or error}",
-                where=join_url(self.url, key),
-                remedy="Check that the folder exists, is writable and has space, or give another output.",
-            ) from None
+            raise _failed("write", error, join_url(self.url, key)) from error
+
+
+def _failed(what: str, error: OSError, where: str) -> StorageError | TransientError:
+    """What a file system says, as the error that tells whether another try may do better."""
+    text = f"cannot {what}: {error.strerror or error}"
+    if error.errno in PASSING:
+        return TransientError(text, where=where, remedy="Check the file system, then run the same command again.")
+    remedy = "Check that the folder exists, is writable and has space, or give another output."
+    return StorageError(text, where=where, remedy=remedy if what == "write" else "Check the path.")
 
 
 def _take_lock(descriptor: int) -> bool:
