@@ -14,6 +14,7 @@ import geobatch.storage.s3 as storage_module
 from geobatch.errors import FormatError, NotFoundError, StorageError, TransientError, UsageError
 from geobatch.local_s3 import environment, local_s3
 from geobatch.storage import absolute_url, join_url, open_storage, split_url
+from geobatch.storage.files import ABANDONED_S
 
 
 @pytest.fixture(params=["file", "s3"])
@@ -202,6 +203,20 @@ def test_file_server_that_fails_for_a_while_is_no_wrong_place(
             call()
     monkeypatch.undo()
     assert [(key, storage.get(key)) for key, _ in storage.list()] == [("key", b"first")]
+
+
+def test_sweep_takes_what_killed_writers_left_and_leaves_what_is_being_written(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    storage.put("a/b/shard", b"x")
+    os.utime(tmp_path / "a/b/shard", (0, 0))
+    abandoned, fresh = (tmp_path / f"a/b/.shard.{name}.partial" for name in ("old", "new"))
+    with storage.open_writer("big") as write:
+        for path in (abandoned, fresh):
+            path.write_bytes(b"half")
+        os.utime(abandoned, (0, fresh.stat().st_mtime - ABANDONED_S - 1))
+        storage.sweep()
+        write(b"whole")
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [fresh.name, "big", "shard"]
 
 
 def test_urls_split_and_join() -> None:

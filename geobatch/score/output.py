@@ -111,6 +111,8 @@ class ScoredOutput:
         self.control.put_json(DEAD_LETTERS, [letter.model_dump(mode="json") for letter in dead])
         self.control.get(SUMMARY)
         self.control.put_json(SUMMARY, summary)
+        # No replica of this run writes any more, and to a stopped one of an earlier run it makes no difference.
+        self.control.storage.sweep()
         self._write_group(COMPLETE if ledger.written[self._asked].all() else INCOMPLETE)
 
     def dead_letters(self) -> list[DeadLetter]:

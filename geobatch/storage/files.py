@@ -19,6 +19,8 @@ PARTIAL = ".partial"
 LOCK = ".lock"
 LOCK_TIMEOUT_S = 60.0
 LOCK_POLL_S = 0.02
+ABANDONED_S = 600.0
+"""Longer than any living writer leaves its temporary file alone: what it waits for is given up after half of that."""
 PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 """What a network file system answers while its server does not, or has just been restarted."""
 
@@ -129,6 +131,17 @@ class FileStorage(Storage):
         """Remove the file."""
         with self._writing(key):
             self._path(key).unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Remove temporary files that nobody wrote to for `ABANDONED_S`, by the clock of the file system."""
+        with contextlib.suppress(OSError):
+            probe = self._temporary(self.root / "now")
+            probe.touch()
+            now = probe.stat().st_mtime
+            probe.unlink()
+            for path in self.root.rglob(f".*{PARTIAL}"):
+                if now - path.stat().st_mtime > ABANDONED_S:
+                    path.unlink()
 
     def _path(self, key: str) -> Path:
         if PurePosixPath(key).is_absolute() or ".." in PurePosixPath(key).parts:
