@@ -289,6 +289,11 @@ class Grid:
         return [(see, slice(max(see.start, write.start), min(see.stop, write.stop))) for see in sees]
 
 
+def rounded_up(cells: int, stride: int) -> int:
+    """The least multiple of the stride that is no less than `cells`."""
+    return -(-cells // stride) * stride
+
+
 def smallest_patch(stride: int, halo: tuple[int, int]) -> int:
     """The least patch length that still keeps a cell when it touches no edge, also at its shorter edge length."""
     return (math.ceil((halo[0] + halo[1] + 1) / stride) + 2) * stride

@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,11 +107,20 @@ def class_attributes(names: Sequence[str], colors: Sequence[str]) -> dict[str, A
     }
 
 
+def class_flags(attributes: Mapping[str, Any]) -> tuple[list[int], list[str], list[str]]:
+    """Values, names and colours of the classes in CF flag attributes, lists or blank-separated words; as many as given.
+
+    Names keep the underscores that stand for blanks.
+    """
+    words = (attributes.get(key, "") for key in ("flag_meanings", "flag_colors"))
+    names, colors = (given.split() if isinstance(given, str) else [str(word) for word in given] for given in words)
+    return [int(value) for value in np.atleast_1d(attributes.get("flag_values", []))], names, colors
+
+
 def class_names(class_map: xr.DataArray) -> dict[int, str]:
     """Name per class value from the CF flag attributes, without the invalid class."""
-    values = np.atleast_1d(class_map.attrs.get("flag_values", []))
-    names = class_map.attrs.get("flag_meanings", "").split()
-    return {int(value): name for value, name in zip(values, names, strict=False) if value != INVALID_CLASS}
+    values, names, _ = class_flags(class_map.attrs)
+    return {value: name for value, name in zip(values, names, strict=False) if value != INVALID_CLASS}
 
 
 def require_complete(dataset: xr.Dataset, where: str) -> None:

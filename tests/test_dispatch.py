@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from surveys import plan_of
 
-from geobatch.errors import LeaseError, StorageError, TransientError
+from geobatch.errors import GeobatchError, LeaseError, StorageError, TransientError
 from geobatch.score import dispatch
 from geobatch.score.dispatch import Answer, Dispatcher, Tally, Work
-from geobatch.score.lease import Control, Lease
+from geobatch.score.lease import LEASE, Control, Lease
 from geobatch.score.receipts import BATCHES, MANIFEST, Ledger, Receipt, ShardReceipt, block_numbers
 from geobatch.score.worker import Task
 
@@ -115,6 +115,14 @@ def test_unusable_storage_stops_everything(ledger: Ledger) -> None:
         run(ledger, lambda task: failure("fatal"))
 
 
+def test_call_that_fails_by_itself_ends_the_run_and_its_cause_is_told(ledger: Ledger) -> None:
+    def answer(task: Task) -> Answer:
+        raise GeobatchError("a replica cannot take its work", measured="AttributeError: no field look")
+
+    with pytest.raises(GeobatchError, match=r"no retry mends; found .*cannot take its work.*no field look"):
+        run(ledger, answer)
+
+
 def test_straggler_is_doubled_and_its_late_answer_changes_nothing(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +141,21 @@ def test_straggler_is_doubled_and_its_late_answer_changes_nothing(
     assert tally.scored == BLOCKS
     assert tally.retries["straggler"] >= 1
     assert tally.workers == {"in time"}
+
+
+def test_block_that_is_slow_everywhere_is_doubled_once(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "STRAGGLER_LEAST_S", 0.1)
+    begun = Counter[int]()
+
+    def answer(task: Task) -> Answer:
+        begun[task.block] += 1
+        if task.block == 3:
+            time.sleep(3.5)
+        return receipt(task.block)
+
+    tally = run(ledger, answer, window=lambda: 6)
+    assert tally.scored == BLOCKS
+    assert (begun[3], tally.retries["straggler"]) == (2, 1)
 
 
 def test_runs_of_quick_blocks_grow_and_share_the_rest(ledger: Ledger) -> None:
@@ -178,13 +201,29 @@ def test_spent_budget_stops_cleanly(ledger: Ledger) -> None:
 
 
 def test_run_that_lost_its_lease_records_nothing_more(ledger: Ledger) -> None:
-    ledger.control.storage.put("_geobatch/lease.json", b"{}")
+    ledger.control.storage.put(LEASE, b"{}")
     with pytest.raises(LeaseError, match="taken over"):
         ledger.control.lease.renew()
     ledger.add(receipt(1))
     with pytest.raises(LeaseError):
         ledger.flush()
     assert not list(ledger.control.storage.list(BATCHES))
+
+
+def test_receipts_outrank_those_from_before_a_lease_was_deleted(ledger: Ledger) -> None:
+    for _ in range(3):
+        ledger.control.lease.release()
+        ledger.control.lease = Lease.acquire(ledger.control.url)
+    ledger.add(receipt(5, voxels=1))
+    ledger.write_manifest()
+    ledger.control.lease.release()
+    ledger.control.storage.delete(LEASE)
+    lease = Lease.acquire(ledger.control.url)
+    again = Ledger(Control(ledger.control.url, lease), PLAN)
+    again.load()
+    again.add(receipt(5, voxels=2))
+    assert again.write_manifest()["voxels"].to_pylist() == [2]
+    lease.release()
 
 
 @settings(max_examples=30)

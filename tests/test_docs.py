@@ -62,14 +62,21 @@ def test_job_file_is_valid(path: Path) -> None:
     assert load_job(str(path)).name
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/architecture.md"])
-def test_documents_name_files_that_exist(document: str) -> None:
-    text = (ROOT / document).read_text()
-    named = set(
-        re.findall(r"`((?:geobatch|jobs|tests|docs|score|models|train|preprocess|formats)/[\w/.]+\.\w+)`", text)
-    )
-    missing = [name for name in named if not (ROOT / name).exists() and not (ROOT / "geobatch" / name).exists()]
-    assert named and not missing
+PACKAGES = [path.parent.name for path in (ROOT / "geobatch").glob("*/__init__.py")]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_name_files_that_exist(document: Path) -> None:
+    folders = "|".join(["geobatch", "jobs", "tests", "benchmarks", "docs", *PACKAGES])
+    named = set(re.findall(rf"`((?:{folders})/[\w/.-]+\.(?:py|yaml|json|md))[`\s]", document.read_text()))
+    assert not [name for name in named if not (ROOT / name).exists() and not (ROOT / "geobatch" / name).exists()]
+
+
+def test_the_map_names_every_part_of_the_library() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    parts = [*(f"{name}/" for name in PACKAGES), *(path.name for path in (ROOT / "geobatch").glob("[a-z]*.py"))]
+    assert not [part for part in parts if part not in text]
 
 
 def test_wheel_holds_geobatch_and_nothing_else(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
 import pytest
 
 from geobatch.errors import LeaseError
-from geobatch.score.lease import Lease
+from geobatch.score.lease import LEASE, Lease
+from geobatch.storage import open_storage
 
 
 def test_reader_that_was_held_up_itself_takes_no_living_lease_over(
@@ -23,3 +25,25 @@ def test_reader_that_was_held_up_itself_takes_no_living_lease_over(
         Lease.acquire(str(tmp_path), on_wait=held_up)
     living.renew()
     living.release()
+
+
+def test_number_of_a_lease_counts_as_the_number_it_reads_as(tmp_path: Path) -> None:
+    Lease.acquire(str(tmp_path)).release()
+    storage = open_storage(str(tmp_path))
+    storage.put(LEASE, json.dumps({**json.loads(storage.get(LEASE)), "fence": "7", "released": 1}).encode())
+    lease = Lease.acquire(str(tmp_path))
+    assert lease.fence == 8
+    lease.release()
+
+
+def test_lease_that_outranks_an_earlier_one_hands_its_number_on(tmp_path: Path) -> None:
+    lease = Lease.acquire(str(tmp_path))
+    lease.outrank(0)
+    assert lease.fence == 1
+    lease.outrank(41)
+    assert lease.fence == 42
+    lease.renew()
+    lease.release()
+    following = Lease.acquire(str(tmp_path))
+    assert following.fence == 43
+    following.release()

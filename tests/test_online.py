@@ -407,7 +407,7 @@ def test_regions_that_cannot_be_right_are_refused(server: Server, bulk: dict[str
     survey, output = join_url(server.place, "survey"), join_url(server.scored, "by-survey")
     elsewhere = join_url(server.place, "nothing")
     for keys, status, says in (
-        ({}, 422, "statistics are not said: ..."),
+        ({}, 422, "statistics are not said"),
         ({"plan": output, "statistics": "bundle"}, 422, "found both"),
         ({"statistics": "survey"}, 422, "Input should be 'bundle'"),
         ({"statistics": "bundle", "inlines": [1, 2]}, 422, "inlines"),
@@ -417,14 +417,14 @@ def test_regions_that_cannot_be_right_are_refused(server: Server, bulk: dict[str
         ({"statistics": "bundle", "survey": f"{server.place}-other/survey"}, 403, "does not read from there"),
         ({"statistics": "bundle", "survey": "/etc"}, 403, "does not read from there"),
         ({"plan": "/etc"}, 403, "plan: this server does not read from there"),
-        ({"plan": survey}, 404, "no scored output there"),
-        ({"statistics": "bundle", "survey": elsewhere}, 404, ""),
-        ({"statistics": "bundle", "survey": output}, 422, ""),
+        ({"plan": survey}, 404, "no scoring run there"),
+        ({"statistics": "bundle", "survey": elsewhere}, 404, "no such object"),
+        ({"statistics": "bundle", "survey": output}, 422, "is not a geobatch survey"),
         ({"statistics": "bundle", "survey": join_url(server.place, "velocity")}, 422, "found velocity in time"),
     ):
         answer = server.region(**keys)
         assert answer.status == status, (keys, answer.error)
-        assert says.removesuffix(": ...") in answer.error["message"], (keys, answer.error)
+        assert says in answer.error["message"], (keys, answer.error)
 
 
 def test_plan_of_another_survey_is_refused(server: Server, bulk: dict[str, Array]) -> None:

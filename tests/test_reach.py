@@ -156,9 +156,12 @@ def test_a_rectifier_that_is_off_hides_no_path(name: str) -> None:
 
 @pytest.mark.parametrize("name", POOLS)
 def test_a_pooling_that_chose_another_cell_hides_no_path(name: str) -> None:
-    # One cell of each window always wins.
-    favoured = lambda x: x + torch.arange(2).repeat(x.shape[4])[: x.shape[4]] * 1e9  # noqa: E731
-    network = Function(lambda x: cut(functional.interpolate(POOLS[name](favoured(x)), scale_factor=2), x))
+    def pooled(x: Tensor) -> Tensor:
+        # One cell of each window always wins.
+        favoured = x + torch.arange(2).repeat(x.shape[4])[: x.shape[4]] * 1e9
+        return cut(functional.interpolate(POOLS[name](favoured), scale_factor=2), x)
+
+    network = Function(pooled)
     assert measure_reach(network, 1, (2, 2, 2)).by_phase == (((0, 1), (1, 0)),) * 3
 
 
@@ -189,12 +192,40 @@ def test_reach_of_a_three_level_unet_is_22_cells_from_an_aligned_edge() -> None:
     assert deviation < 1e-13
 
 
-def test_a_halo_one_cell_short_is_noticed() -> None:
+class Lopsided(nn.Module):
+    """Strides 1, 2 and 3, and another reach to each side of each axis, so that none can be taken for another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv3d(1, 2, (2, 3, 4))
+        self.down = nn.Conv3d(2, 2, (1, 2, 3), stride=(1, 2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = functional.pad(x, (0, 3, 2, 0, 0, 1))
+        missing = [(-n) % s for n, s in zip(x.shape[2:], (1, 2, 3), strict=True)]
+        coarse = self.down(functional.pad(self.first(wide), (0, missing[2], 0, missing[1])))
+        return cut(functional.interpolate(coarse, scale_factor=(1.0, 2.0, 3.0)), x)
+
+
+def test_axes_and_sides_are_not_taken_for_one_another() -> None:
+    reach, deviation = verified_reach(Lopsided(), 1, (1, 2, 3))
+    # Of a window of 1, 2 or 3 cells every output sees all, and what the first convolution sees around them.
+    assert reach.by_phase == (((0, 1),), ((2, 1), (3, 0)), ((0, 5), (1, 4), (2, 3)))
+    assert reach.halo == ((0, 1), (2, 0), (0, 3))
+    assert reach.unbounded == ()
+    assert deviation <= TOLERANCE
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_halo_one_cell_short_is_noticed_where_it_is(axis: int, side: int) -> None:
     network = strong_network(levels=2)
     reach = measure_reach(network, 1, (2, 2, 2))
-    before, after = reach.halo[0]
-    short = replace(reach, halo=((before, after - 1), *reach.halo[1:]))
-    assert tiling_deviations(network, 1, short)[0] > TOLERANCE
+    halo = [list(pair) for pair in reach.halo]
+    halo[axis][side] -= 1
+    deviations = tiling_deviations(network, 1, replace(reach, halo=tuple(map(tuple, halo))))
+    assert [deviation > TOLERANCE for deviation in deviations] == [a == axis for a in range(3)]
 
 
 def test_a_network_of_other_output_size_is_refused() -> None:

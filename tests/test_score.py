@@ -162,7 +162,12 @@ def test_shards_without_receipts_are_verified_and_adopted(finished: str) -> None
 
 
 def test_same_job_file_runs_on_s3_and_on_local_disk(finished: str, tmp_path: Path) -> None:
+    abandoned = tmp_path / "scored" / "class_map" / "c" / "0" / "0" / ".0.killed.partial"
+    abandoned.parent.mkdir(parents=True)
+    abandoned.write_bytes(b"half")
+    os.utime(abandoned, (0, 0))
     run_job(parse_job(job_at(finished, output=str(tmp_path / "scored"))))
+    assert not list((tmp_path / "scored").rglob("*.partial")), "what killed writers left is gone"
     assert shard_bytes(str(tmp_path / "scored")) == shard_bytes(join_url(finished, "scored"))
 
 

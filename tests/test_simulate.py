@@ -38,9 +38,9 @@ def test_limits_of_the_bucket_and_of_the_driver_stop_scaling_by_name() -> None:
         "writes to the bucket",
         "dispatch",
     )
-    assert reads["useful_replicas"] == pytest.approx(GETS_PER_S / 100, rel=1)
-    assert writes["useful_replicas"] == pytest.approx(PUTS_PER_S / 100, rel=1)
-    assert driver["useful_replicas"] == pytest.approx(50, rel=1)
+    # 55, 35 and 50 blocks a second pass: the doubling that comes to stand against that pays where it still gains 1.3.
+    assert (GETS_PER_S / 100, PUTS_PER_S / 100) == (55, 35)
+    assert [found["useful_replicas"] for found in (reads, writes, driver)] == [64, 32, 64]
     assert scaling(Workload(100, (5.0,)), 512)["stops_because"] == "too few blocks for so many replicas"
 
 

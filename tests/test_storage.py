@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 import subprocess
 import sys
@@ -9,9 +11,10 @@ import botocore.exceptions as aws
 import pytest
 
 import geobatch.storage.s3 as storage_module
-from geobatch.errors import FormatError, NotFoundError, StorageError, UsageError
+from geobatch.errors import FormatError, NotFoundError, StorageError, TransientError, UsageError
 from geobatch.local_s3 import environment, local_s3
 from geobatch.storage import absolute_url, join_url, open_storage, split_url
+from geobatch.storage.files import ABANDONED_S
 
 
 @pytest.fixture(params=["file", "s3"])
@@ -174,6 +177,46 @@ def test_unwritable_folder_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="cannot write"):
         open_storage(str(tmp_path / "file" / "below")).put("key", b"")
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.EIO, TransientError), (errno.ESTALE, TransientError), (errno.ENOSPC, StorageError)],
+)
+def test_file_server_that_fails_for_a_while_is_no_wrong_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception]
+) -> None:
+    storage = open_storage(str(tmp_path))
+    storage.put("key", b"first")
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    monkeypatch.setattr(os, "fsync", fails)
+    for call in (
+        lambda: storage.get("key"),
+        lambda: storage.put_if_absent("new", b""),
+        lambda: storage.put("key", b""),
+    ):
+        with pytest.raises(kind, match=f"cannot (read|write): {os.strerror(number)}"):
+            call()
+    monkeypatch.undo()
+    assert [(key, storage.get(key)) for key, _ in storage.list()] == [("key", b"first")]
+
+
+def test_sweep_takes_what_killed_writers_left_and_leaves_what_is_being_written(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    storage.put("a/b/shard", b"x")
+    os.utime(tmp_path / "a/b/shard", (0, 0))
+    abandoned, fresh = (tmp_path / f"a/b/.shard.{name}.partial" for name in ("old", "new"))
+    with storage.open_writer("big") as write:
+        for path in (abandoned, fresh):
+            path.write_bytes(b"half")
+        os.utime(abandoned, (0, fresh.stat().st_mtime - ABANDONED_S - 1))
+        storage.sweep()
+        write(b"whole")
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [fresh.name, "big", "shard"]
 
 
 def test_urls_split_and_join() -> None:

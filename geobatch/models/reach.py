@@ -211,8 +211,12 @@ def _tiling_deviation(
         raise MismatchError(
             "the network returns no finite number", where=type(network).__name__, remedy="Train it again."
         )
+    everything = grid.block((0,) * axes).write
+    # Of blocks that begin anywhere, this one begins nearest to the start of its first patch.
+    nearest = slice(reach.stride[axis] + reach.halo[axis][0], lengths[axis])
+    first, *_ = grid.patches((*everything[:axis], nearest, *everything[axis + 1 :]))
     worst = 0.0
-    for part in grid.patches(grid.block((0,) * axes).write):
+    for part in (first, *grid.patches(everything)):
         seen = network(x_BC[(slice(None), slice(None), *part.see)])
         inside = tuple(slice(k.start - s.start, k.stop - s.start) for k, s in zip(part.keep, part.see, strict=True))
         worst = max(

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from geobatch import __version__
 from geobatch.errors import GeobatchError
-from geobatch.online.bodies import FORMATS, NPY, SAFETENSORS, decode_array, encode_arrays
+from geobatch.online.bodies import FORMATS, NPY, SAFETENSORS, decode_array, encode_arrays, require_format
 from geobatch.online.engine import ArrayRequest
 from geobatch.online.refusal import as_json, refusal, status_of
 from geobatch.online.regions import RegionRequest
@@ -74,8 +74,7 @@ def build_app(service: Service, token_sha256: str | None) -> ASGIApp:
     ) -> Response:
         """Classes of one array (inline, crossline, sample) of amplitudes, its edges treated as a survey's edges."""
         body_format = _content_type(request)
-        if body_format not in FORMATS:
-            decode_array(body_format, b"", service.max_voxels)
+        require_format(body_format)
         form = _answer_format(request, body_format)
         _require_output(form, output, probabilities)
         body = await _read_body(request, service.max_body_bytes)

@@ -42,18 +42,21 @@ def decode_array(content_type: str, body: bytes, max_voxels: int) -> npt.NDArray
         HTTPException: 415 for another format, 400 for a body that breaks its format, 422 for an array of another
             kind, 413 for one that is too large.
     """
-    if content_type == NPY:
-        return _decode_npy(body, max_voxels)
-    if content_type == SAFETENSORS:
-        return _decode_safetensors(body, max_voxels)
-    raise refusal(
-        415,
-        "body is in a format that is not read",
-        where="header Content-Type",
-        measured=content_type or "none",
-        limit=" or ".join(FORMATS),
-        remedy="Save the array with numpy.save or safetensors and name its format.",
-    )
+    require_format(content_type)
+    return (_decode_npy if content_type == NPY else _decode_safetensors)(body, max_voxels)
+
+
+def require_format(content_type: str) -> None:
+    """Refuse, with 415, a body in another format than `FORMATS`."""
+    if content_type not in FORMATS:
+        raise refusal(
+            415,
+            "body is in a format that is not read",
+            where="header Content-Type",
+            measured=content_type or "none",
+            limit=" or ".join(FORMATS),
+            remedy="Save the array with numpy.save or safetensors and name its format.",
+        )
 
 
 def encode_arrays(format_name: str, arrays: Mapping[str, npt.NDArray[np.generic]], metadata: dict[str, str]) -> bytes:

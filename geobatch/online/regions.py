@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import xarray as xr
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from geobatch.blocks import Patch
-from geobatch.errors import IntegrityError, MismatchError, NotFoundError, UsageError
+from geobatch.errors import MismatchError
 from geobatch.online.bodies import require_voxels
 from geobatch.online.engine import Engine
 from geobatch.online.memory import READ_CELLS
@@ -23,8 +23,9 @@ from geobatch.online.places import require_allowed
 from geobatch.online.refusal import refusal
 from geobatch.preprocess import Chain, prepare, read_region
 from geobatch.score.match import describe_data, require_right_data
-from geobatch.score.planning import PLAN
+from geobatch.score.planning import stored_plan
 from geobatch.score.predictor import INVALID, Prediction, Predictor, Probabilities
+from geobatch.score.region import axis_cells
 from geobatch.score.spec import NUMERICS, ScorePlan
 from geobatch.storage import open_storage
 from geobatch.survey import (
@@ -171,7 +172,7 @@ class Regions:
     ) -> RegionWork:
         """The region in the blocks and patches of a bulk run, with the statistics that run was fitted with."""
         url = require_allowed(str(request.plan), self._allowed, "plan")
-        plan = _stored_plan(url)
+        plan = stored_plan(url)
         for what, ours, theirs in (
             ("bundle", self._engine.spec.hash, plan.bundle_hash),
             ("survey", identity, plan.survey_identity),
@@ -194,7 +195,7 @@ class Regions:
         return RegionWork(cropped, plan.chain, cells, pieces, predictor, plan.threads, notes)
 
     def _cells(self, volume: xr.DataArray, request: RegionRequest) -> Cells:
-        cells = tuple(_axis_cells(volume, axis, getattr(request, axis)) for axis in VOLUME_AXES)
+        cells = tuple(axis_cells(volume, axis, getattr(request, axis)) for axis in VOLUME_AXES)
         require_voxels([c.stop - c.start for c in cells], self._max_voxels, "region")
         return cells
 
@@ -221,31 +222,6 @@ def _open_volume(url: str, version: str) -> tuple[xr.DataArray, dict[str, Any]]:
     require_complete(dataset, url)
     require_every_shard(dataset, url)
     return valid_volume(dataset, url), survey_info(dataset, url)
-
-
-def _stored_plan(url: str) -> ScorePlan:
-    try:
-        return ScorePlan.model_validate_json(open_storage(url).get(PLAN))
-    except NotFoundError:
-        raise NotFoundError("no scored output there", where=url, remedy="Name the output of a scoring job.") from None
-    except ValidationError as error:
-        raise IntegrityError(
-            "plan.json of the output does not read", where=url, measured=str(error).splitlines()[0]
-        ) from error
-
-
-def _axis_cells(volume: xr.DataArray, axis: str, ends: tuple[float, float] | None) -> slice:
-    numbers = np.asarray(volume[axis].values, dtype=np.float64)
-    first, last = ends or (-math.inf, math.inf)
-    inside = np.flatnonzero((numbers >= first) & (numbers <= last))
-    if inside.size == 0:
-        raise UsageError(
-            f"region holds no {axis} of the survey",
-            where=f"region.{axis}",
-            measured=[first, last],
-            limit=f"{numbers.min():g} to {numbers.max():g}",
-        )
-    return slice(int(inside[0]), int(inside[-1]) + 1)
 
 
 def _parts(cells: Cells, piece: Sequence[int]) -> Iterator[Cells]:

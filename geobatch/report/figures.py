@@ -18,7 +18,7 @@ import numpy.typing as npt
 from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator
 
-from geobatch.survey import INVALID_CLASS
+from geobatch.survey import INVALID_CLASS, class_flags
 
 Array = npt.NDArray[Any]
 Rgba = npt.NDArray[np.uint8]
@@ -107,9 +107,7 @@ def class_styles(attributes: Mapping[str, Any]) -> list[ClassStyle]:
 
     Colours come from the data and end in a style sheet, so anything but `#rrggbb` is replaced.
     """
-    values = [int(value) for value in np.atleast_1d(attributes.get("flag_values", []))]
-    names = _words(attributes.get("flag_meanings", ""))
-    colors = _words(attributes.get("flag_colors", ""))
+    values, names, colors = class_flags(attributes)
     styles = []
     for place, value in enumerate(values):
         if value == INVALID_CLASS:
@@ -193,7 +191,3 @@ def _ticks(values: Array, count: int) -> list[tuple[float, str]]:
     inside = [float(tick) for tick in ticks if low <= tick <= high]
     places = (np.interp(inside, values[order], order) + 0.5) / values.size
     return [(float(place), f"{tick:.10g}") for place, tick in zip(places, inside, strict=True)]
-
-
-def _words(value: Any) -> list[str]:
-    return value.split() if isinstance(value, str) else [str(item) for item in value]

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -147,24 +147,22 @@ def _proportion(
     per_block = per_block * min(max(others, 0.3), 1.5)
     warmup = max(first - opened - float(np.mean(per_block)), 0.0)
     scoring = float(per_block.sum()) * scale / replicas + warmup + float(np.mean(per_block)) * 0.5 * (replicas > 1)
-    startup = ends["plan"] + ends["start replicas"]
     work = Workload(
         blocks=missing,
         block_seconds=_some(per_block),
-        startup_s=startup,
+        startup_s=ends["plan"] + ends["start replicas"],
         warmup_s=warmup,
         finish_s=ends["stop replicas"],
+        gets_per_block=_requests(plan),
         puts_per_block=len(plan.arrays()),
     )
-    parts = {"plan": ends["plan"], "start replicas": ends["start replicas"], "score": scoring}
-    return Calibration(
-        replace(work, gets_per_block=_requests(plan)),
-        replicas,
-        len(receipts),
-        float(per_block.mean()),
-        stages,
-        {**parts, "stop replicas": ends["stop replicas"]},
-    )
+    parts = {
+        "plan": ends["plan"],
+        "start replicas": ends["start replicas"],
+        "score": scoring,
+        "stop replicas": ends["stop replicas"],
+    }
+    return Calibration(work, replicas, len(receipts), float(per_block.mean()), stages, parts)
 
 
 def _some(per_block: npt.NDArray[np.float64]) -> tuple[float, ...]:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from geobatch.blocks import Halo
+from geobatch.blocks import Halo, rounded_up
 from geobatch.score.predictor import Precision
 
 CELLS_MEASURED = 2**19
@@ -98,8 +98,8 @@ def patch_deviation(
     """The largest deviation in the kept part of a patch cut along every axis, over the largest logit."""
     sides = []
     for n, s, pair, short in zip(shape, stride, exact, halo, strict=True):
-        patch = _up(sum(short) + 2 * s, s)
-        sides.append((patch, _up(max(pair), s)) if any(pair) and patch < n else (n, 0))
+        patch = rounded_up(sum(short) + 2 * s, s)
+        sides.append((patch, rounded_up(max(pair), s)) if any(pair) and patch < n else (n, 0))
     sides = _within_budget(sides, stride)
     worst = 0.0
     for sample in take_samples(tuple(min(n, p + 2 * c) for n, (p, c) in zip(shape, sides, strict=True))):
@@ -129,8 +129,8 @@ def _measured_cut(
     axis: int,
 ) -> Cut:
     """Deviations along one axis, the worst of all samples and of cuts at a third, a half and two thirds of them."""
-    longest = _up(max(exact[axis]), stride[axis])
-    sides = [_up(max(pair), s) if any(pair) else n for n, pair, s in zip(shape, exact, stride, strict=True)]
+    longest = rounded_up(max(exact[axis]), stride[axis])
+    sides = [rounded_up(max(pair), s) if any(pair) else n for n, pair, s in zip(shape, exact, stride, strict=True)]
     sides[axis] = 3 * longest + 2 * stride[axis]
     lengths = _prism([min(n, side) for n, side in zip(shape, sides, strict=True)], stride, axis)
     before, after = np.zeros(exact[axis][0]), np.zeros(exact[axis][1])
@@ -205,7 +205,3 @@ def _within_budget(sides: list[tuple[int, int]], stride: tuple[int, ...]) -> lis
             return shortened
         part = round(part - 0.1, 1)
     return [(p, min(c, s)) for (p, c), s in zip(sides, stride, strict=True)]
-
-
-def _up(cells: int, stride: int) -> int:
-    return -(-cells // stride) * stride

@@ -101,7 +101,6 @@ class _Trouble:
 class _Request:
     tasks: list[Task]
     sent: float
-    doubled: bool = False
 
 
 class Dispatcher:
@@ -142,6 +141,7 @@ class Dispatcher:
         self._again: list[tuple[float, int, Task]] = []
         self._order = itertools.count()
         self._in_flight: dict[int, _Request] = {}
+        self._doubled = set[int]()
         self._answers: queue.SimpleQueue[tuple[int, list[Answer]]] = queue.SimpleQueue()
         self._requests: queue.SimpleQueue[tuple[int, list[Task]] | None] = queue.SimpleQueue()
         self._callers: list[threading.Thread] = []
@@ -213,16 +213,16 @@ class Dispatcher:
         return int(max(1, min(length, share, LONGEST_RUN)))
 
     def _straggler(self) -> list[Task]:
-        """The blocks of the oldest request that takes far longer than others did; each is doubled once.
+        """The blocks of the oldest request that takes far longer than others did; no try of a block is doubled twice.
 
         Shards are written conditionally, so the slower of the two changes nothing.
         """
         typical = float(np.median(self._block_seconds)) if self._block_seconds else np.inf
         for request in sorted(self._in_flight.values(), key=lambda request: request.sent):
             late = max(STRAGGLER_FACTOR * typical * len(request.tasks), STRAGGLER_LEAST_S)
-            tasks = [task for task in request.tasks if task.block in self._open]
-            if not request.doubled and tasks and time.monotonic() - request.sent > late:
-                request.doubled = True
+            tasks = [task for task in request.tasks if task.block in self._open and task.block not in self._doubled]
+            if tasks and time.monotonic() - request.sent > late:
+                self._doubled.update(task.block for task in tasks)
                 self.tally.retries["straggler"] += len(tasks)
                 return [dataclasses.replace(task, look=True) for task in tasks]
         return []
@@ -251,6 +251,7 @@ class Dispatcher:
 
     def _resolved(self, block: int) -> None:
         self._open.discard(block)
+        self._doubled.discard(block)
         self._trouble.pop(block, None)
 
     def _failed(self, task: Task, failure: dict[str, Any]) -> None:
@@ -298,6 +299,7 @@ class Dispatcher:
 
     def _retry(self, task: Task, kind: str, wait: float) -> None:
         self.tally.retries[kind] += 1
+        self._doubled.discard(task.block)
         heapq.heappush(self._again, (time.monotonic() + wait, next(self._order), task))
 
 
@@ -316,7 +318,7 @@ def _call(
         except TransientError as error:
             failure = {"kind": "lost", "error": str(error), "traceback": ""}
         except Exception as error:
-            failure = {"kind": "broken", "error": repr(error), "traceback": ""}
+            failure = {"kind": "broken", "error": f"{type(error).__name__}: {error}", "traceback": ""}
         answers.put((number, [failure] * len(tasks)))
 
 

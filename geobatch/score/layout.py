@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 from torch import nn
 
-from geobatch.blocks import Blend, Grid, Halo, covering_patch
+from geobatch.blocks import Blend, Grid, Halo, covering_patch, rounded_up
 from geobatch.errors import MismatchError, UsageError
 from geobatch.models.bundle import BundleSpec, ReachInfo
 from geobatch.plan import (
@@ -106,7 +106,7 @@ def draw_layout(
     def grid_of(shard: tuple[int, ...]) -> Grid:
         patch = given or (_blended_patch(model, shard) if blend else covering_patch(shape, shard, reach.stride, used))
         patch = tuple(
-            _up(n, s) if axis in whole else p if given else _up(min(p, n), s)
+            rounded_up(n, s) if axis in whole else p if given else rounded_up(min(p, n), s)
             for axis, (p, n, s) in enumerate(zip(patch, shape, reach.stride, strict=True))
         )
         return Grid(shape, shard, patch, reach.stride, used, around, blend, whole)
@@ -171,7 +171,7 @@ def measured_precision(
     if job.precision == "float32":
         return None
     stride = model.reach.stride
-    lengths = tuple(min(n, _up(PRECISION_PATCH, s)) for n, s in zip(cropped.shape, stride, strict=True))
+    lengths = tuple(min(n, rounded_up(PRECISION_PATCH, s)) for n, s in zip(cropped.shape, stride, strict=True))
     sample = _sampler(cropped, chain, stride)(lengths)[0]
     deviation, changed = precision_deviation(model.network, sample, job.precision)
     return PrecisionReport(deviation=deviation, classes_changed=changed)
@@ -299,7 +299,3 @@ def _sampler(
         return list(zip(*spans, strict=True))
 
     return take
-
-
-def _up(cells: int, stride: int) -> int:
-    return -(-cells // stride) * stride

@@ -149,6 +149,19 @@ class Lease:
                 raise _lost(self.storage.url)
             self._write({**self._document, "beat": self._document["beat"] + 1})
 
+    def outrank(self, fence: int) -> None:
+        """Raise the fencing number above one that control objects carry.
+
+        The lease does not know it when it was deleted, which is the remedy for one that does not read.
+
+        Raises:
+            LeaseError: another run has taken it over.
+        """
+        with self._lock:
+            if self.fence <= fence:
+                self._write({**self._document, "fence": fence + 1})
+                self.fence = fence + 1
+
     def release(self) -> None:
         """Give the lease back, so that the next run need not wait. Never raises: an output that is done stays done."""
         self._ended.set()
@@ -286,7 +299,7 @@ def _parsed(body: bytes, url: str) -> dict[str, Any]:
     try:
         document = json.loads(body)
         Holder(**document["holder"])
-        return {"fence": int(document["fence"]), "released": bool(document["released"]), **document}
+        return {**document, "fence": int(document["fence"]), "released": bool(document["released"])}
     except (ValueError, KeyError, TypeError) as error:
         raise IntegrityError(
             "lease does not read", where=f"{url}/{LEASE}", measured=error, remedy="Delete it when no run is active."

@@ -16,6 +16,7 @@ from geobatch.score.lease import Control
 from geobatch.score.planning import PLAN, Inputs
 from geobatch.score.receipts import DEAD_LETTERS, DeadLetter, Ledger, Numbers, block_numbers
 from geobatch.score.spec import ScorePlan
+from geobatch.score.worker import block_of_object
 from geobatch.shards import ArraySpec, create_arrays, group_metadata
 from geobatch.storage import open_storage
 from geobatch.survey import COMPLETE, SCHEMA
@@ -92,10 +93,8 @@ class ScoredOutput:
         specs = self.plan.arrays()
         sizes = np.full((len(specs), grid.total), -1, np.int64)
         for position, spec in enumerate(specs):
-            skipped = len(spec.dims) - len(grid.shape)
             for key, size in self.control.storage.list(f"{spec.name}/c"):
-                index = tuple(map(int, key.split("/")[2 + skipped :]))
-                sizes[position, grid.number(index)] = size
+                sizes[position, block_of_object(grid, key)] = size
             expected = np.full(grid.total, -2, np.int64)
             expected[blocks] = receipts[f"{spec.name}.size"].to_numpy()
             whole &= sizes[position] == expected
@@ -112,6 +111,8 @@ class ScoredOutput:
         self.control.put_json(DEAD_LETTERS, [letter.model_dump(mode="json") for letter in dead])
         self.control.get(SUMMARY)
         self.control.put_json(SUMMARY, summary)
+        # No replica of this run writes any more, and to a stopped one of an earlier run it makes no difference.
+        self.control.storage.sweep()
         self._write_group(COMPLETE if ledger.written[self._asked].all() else INCOMPLETE)
 
     def dead_letters(self) -> list[DeadLetter]:

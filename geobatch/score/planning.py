@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from dataclasses import dataclass, field
@@ -9,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from pydantic import ValidationError
 
 from geobatch import cluster
-from geobatch.errors import IntegrityError, MismatchError
+from geobatch.errors import IntegrityError, MismatchError, NotFoundError
 from geobatch.models.bundle import Bundle, load_bundle
 from geobatch.models.sections import resolve_sections, volume_network
 from geobatch.plan import GIB
@@ -73,13 +75,37 @@ def open_inputs(job: ScoreJob, force: bool = False) -> Inputs:
     info = survey_info(dataset, job.survey)
     require_domain(job.region, str(info.get("domain")))
     warnings = require_right_data(bundle.spec, describe_data(info, ()), job.survey, force)
-    stored = _stored_plan(job.output)
+    stored = None
+    with contextlib.suppress(NotFoundError):
+        stored = stored_plan(job.output)
     if stored is None:
         require_every_shard(dataset, job.survey)
     volume = valid_volume(dataset, job.survey)
     if job.region.polygon is not None:
         volume = _map_coordinates(volume, dataset)
     return Inputs(job, bundle, model, volume, info, stored, warnings)
+
+
+def stored_plan(output_url: str) -> ScorePlan:
+    """The plan that an output was begun under.
+
+    Raises:
+        NotFoundError: no scoring run is there.
+        IntegrityError: the plan does not read.
+    """
+    try:
+        return ScorePlan.model_validate_json(open_storage(output_url).get(PLAN))
+    except NotFoundError:
+        raise NotFoundError(
+            "no scoring run there", where=output_url, remedy="Give the URL of a scored survey."
+        ) from None
+    except ValidationError as error:
+        raise IntegrityError(
+            "plan.json of the output does not read",
+            where=output_url,
+            measured=str(error).splitlines()[0],
+            remedy="Restore it, or give another output.",
+        ) from error
 
 
 def make_plan(inputs: Inputs) -> ScorePlan:
@@ -184,18 +210,3 @@ def _chain(job: ScoreJob, bundle: Bundle) -> Chain:
 def _map_coordinates(volume: xr.DataArray, dataset: xr.Dataset) -> xr.DataArray:
     """The volume with the traces' places on the map, as far as the survey has them, not yet read."""
     return volume.assign_coords({name: dataset[name] for name in ("cdp_x", "cdp_y") if name in dataset})
-
-
-def _stored_plan(output_url: str) -> ScorePlan | None:
-    control = open_storage(output_url)
-    if not control.exists(PLAN):
-        return None
-    try:
-        return ScorePlan.model_validate_json(control.get(PLAN))
-    except ValueError as error:
-        raise IntegrityError(
-            "plan.json of the output does not read",
-            where=control.url,
-            measured=str(error).splitlines()[0],
-            remedy="Give another output.",
-        ) from error

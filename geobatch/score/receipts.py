@@ -6,7 +6,6 @@ A receipt is about 150 bytes in memory and half of that stored, so that a millio
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 import uuid
 from collections.abc import Sequence
@@ -84,7 +83,7 @@ class DeadLetter(BaseModel):
 
 
 class Ledger:
-    """The receipts of one output. Recorded only after their shards are durable, flushed at least every 5 s.
+    """The receipts of one output, for one thread. Recorded only after their shards are durable, flushed every 5 s.
 
     Batches have names of their own that carry the fencing number; of two receipts for a block the one with the higher
     number counts, and of two with the same the later.
@@ -102,31 +101,30 @@ class Ledger:
         self._pending: list[Receipt] = []
         self._sequence = 0
         self._flushed_at = time.monotonic()
-        self._lock = threading.Lock()
 
     def load(self) -> pa.Table:
-        """Take up every receipt stored so far; the newest of each block, sorted by block.
+        """Take up every receipt stored so far; the newest of each block, sorted by block. What is added outranks them.
 
         Raises:
+            LeaseError: another run has taken over.
             IntegrityError: an object does not read, or belongs to another plan.
         """
         table = self._merged(self._stored_keys())
+        if self.control.lease and len(table):
+            self.control.lease.outrank(int(table["fence"].to_numpy().max()))
         self.written[:] = False
         self.written[block_numbers(table)] = True
         return table
 
     def add(self, receipt: Receipt) -> None:
         """Record a block, and flush when the batch is old or long enough."""
-        with self._lock:
-            self.written[receipt.block] = True
-            self._pending.append(receipt)
+        self.written[receipt.block] = True
+        self._pending.append(receipt)
         self.flush_if_due()
 
     def flush_if_due(self) -> None:
         """Store the receipts in hand when the batch is old or long enough; a storage outage is waited out."""
-        with self._lock:
-            due = time.monotonic() - self._flushed_at >= FLUSH_INTERVAL_S or len(self._pending) >= FLUSH_COUNT
-        if due:
+        if time.monotonic() - self._flushed_at >= FLUSH_INTERVAL_S or len(self._pending) >= FLUSH_COUNT:
             with contextlib.suppress(TransientError):
                 self.flush()
 
@@ -136,15 +134,14 @@ class Ledger:
         Raises:
             LeaseError: another run has taken over.
         """
-        with self._lock:
-            self._flushed_at = time.monotonic()
-            self.control.require()
-            if self._pending:
-                table = self._table(self._pending)
-                self._sequence += 1
-                name = f"{BATCHES}/{self.control.fence:08d}-{self._sequence:06d}-{uuid.uuid4().hex[:8]}.parquet"
-                self.control.put_new(name, _parquet(table))
-                self._pending = []
+        self._flushed_at = time.monotonic()
+        self.control.require()
+        if self._pending:
+            table = self._table(self._pending)
+            self._sequence += 1
+            name = f"{BATCHES}/{self.control.fence:08d}-{self._sequence:06d}-{uuid.uuid4().hex[:8]}.parquet"
+            self.control.put_new(name, _parquet(table))
+            self._pending = []
 
     def forget(self, blocks: Numbers) -> None:
         """Count blocks as not done: what their receipts prove is not so any more, or is about to be replaced.

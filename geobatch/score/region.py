@@ -134,18 +134,27 @@ def _box(volume: xr.DataArray, region: Region) -> tuple[slice, ...]:
     for axis in VOLUME_AXES:
         names = ("sample", "time", "depth") if axis == "sample" else (axis,)
         name = next((name for name in names if getattr(region, name)), axis)
-        numbers = _numbers(volume, axis)
-        first, last = getattr(region, name) or (-math.inf, math.inf)
-        inside = np.flatnonzero((numbers >= first) & (numbers <= last))
-        if inside.size == 0:
-            raise UsageError(
-                f"region holds no {name} of the survey",
-                where=f"region.{name}",
-                measured=[first, last],
-                limit=f"{numbers.min():g} to {numbers.max():g}, the smaller number first",
-            )
-        cells.append(slice(int(inside[0]), int(inside[-1]) + 1))
+        cells.append(axis_cells(volume, axis, getattr(region, name), name))
     return tuple(cells)
+
+
+def axis_cells(volume: xr.DataArray, axis: str, ends: Range | None, name: str = "") -> slice:
+    """The cells of one axis whose numbers lie between two ends, both included; all of them without ends.
+
+    Raises:
+        UsageError: there is none; it calls the axis `name`.
+    """
+    numbers = _numbers(volume, axis)
+    first, last = ends or (-math.inf, math.inf)
+    inside = np.flatnonzero((numbers >= first) & (numbers <= last))
+    if inside.size == 0:
+        raise UsageError(
+            f"region holds no {name or axis} of the survey",
+            where=f"region.{name or axis}",
+            measured=[first, last],
+            limit=f"{numbers.min():g} to {numbers.max():g}, the smaller number first",
+        )
+    return slice(int(inside[0]), int(inside[-1]) + 1)
 
 
 def _touched(grid: Grid, inside: Bools, first: Floats, stop: Floats) -> npt.NDArray[np.int64]:

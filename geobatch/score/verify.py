@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ import pyarrow as pa
 from geobatch.errors import IntegrityError, NotFoundError
 from geobatch.fanout import open_fanout
 from geobatch.score.lease import Control
-from geobatch.score.planning import PLAN
+from geobatch.score.planning import stored_plan
 from geobatch.score.receipts import Ledger, block_numbers
 from geobatch.score.spec import ScorePlan
-from geobatch.score.worker import shard_object
+from geobatch.score.worker import block_of_object, shard_object
 from geobatch.shards import array_metadata, decode_shard
 from geobatch.storage import open_storage
 
@@ -65,12 +64,9 @@ def verify(output_url: str, *, on_progress: Callable[[int, int], None] = lambda 
 
     Raises:
         NotFoundError: no scoring run is there.
+        IntegrityError: its plan or its receipts do not read.
     """
-    control = Control(output_url)
-    body = control.get(PLAN)
-    if body is None:
-        raise NotFoundError("no scoring run there", where=output_url, remedy="Give the URL of a scored survey.")
-    plan = ScorePlan.model_validate_json(body)
+    plan, control = stored_plan(output_url), Control(output_url)
     return verify_receipts(control, plan, Ledger(control, plan).load(), on_progress)
 
 
@@ -148,9 +144,8 @@ def _unreceipted(control: Control, plan: ScorePlan, receipts: pa.Table) -> Itera
     known = np.zeros(plan.grid.total, bool)
     known[block_numbers(receipts)] = True
     for spec in plan.arrays():
-        skipped = len(spec.dims) - len(plan.grid.shape)
         for key, _ in control.storage.list(f"{spec.name}/c"):
-            block = plan.grid.number(tuple(map(int, key.split("/")[2 + skipped :])))
+            block = block_of_object(plan.grid, key)
             if known[block]:
                 continue
             try:
@@ -162,10 +157,11 @@ def _unreceipted(control: Control, plan: ScorePlan, receipts: pa.Table) -> Itera
 def _metadata_findings(control: Control, plan: ScorePlan) -> Iterator[Finding]:
     for spec in plan.arrays():
         key = f"{spec.name}/zarr.json"
-        body = control.get(key)
         try:
-            same = body is not None and json.loads(body) == array_metadata(spec)
-        except ValueError:
-            same = False
-        if not same:
-            yield Finding(-1, spec.name, key, "missing" if body is None else "damaged", "not the array of the plan")
+            stored = control.get_json(key)
+        except IntegrityError as error:
+            yield Finding(-1, spec.name, key, "damaged", error.measured)
+        else:
+            if stored != array_metadata(spec):
+                what = "missing" if stored is None else "damaged"
+                yield Finding(-1, spec.name, key, what, "not the array of the plan")

@@ -6,6 +6,9 @@ import contextlib
 import threading
 import time
 
+POLL_S = 1.0
+TRIES = 60
+
 
 class Warden:
     """Removes a run's Serve application when its driver is gone. Detached, since what a driver owns dies with it.
@@ -28,10 +31,14 @@ class Warden:
         import ray
 
         while time.monotonic() - self._heard < self._abandoned_s:
-            time.sleep(1.0)
-        with contextlib.suppress(Exception):
-            # Here and not at the top: importing Serve takes seconds, and this is rarely needed.
-            from ray import serve
+            time.sleep(POLL_S)
+        # Here and not at the top: importing Serve takes seconds, and this is rarely needed.
+        from ray import serve
 
-            serve.delete(self._application)
+        for _ in range(TRIES):
+            # The controller may be on its way to another node; where Serve itself is gone, so is the application.
+            with contextlib.suppress(Exception):
+                serve.delete(self._application)
+                break
+            time.sleep(POLL_S)
         ray.kill(ray.get_runtime_context().current_actor)

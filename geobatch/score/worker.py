@@ -293,6 +293,11 @@ def shard_object(spec: ArraySpec, index: tuple[int, ...]) -> str:
     return shard_key(spec, (*(0,) * (len(spec.dims) - len(index)), *index))
 
 
+def block_of_object(grid: Grid, key: str) -> int:
+    """The number of the block that a `shard_object` belongs to."""
+    return grid.number(tuple(map(int, key.split("/")[-len(grid.shape) :])))
+
+
 def _shard_receipt(encoded: bytes) -> ShardReceipt:
     return ShardReceipt(len(encoded), hashlib.sha256(encoded).digest())
 

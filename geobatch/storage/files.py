@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -18,6 +19,10 @@ PARTIAL = ".partial"
 LOCK = ".lock"
 LOCK_TIMEOUT_S = 60.0
 LOCK_POLL_S = 0.02
+ABANDONED_S = 600.0
+"""Longer than any living writer leaves its temporary file alone: what it waits for is given up after half of that."""
+PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+"""What a network file system answers while its server does not, or has just been restarted."""
 
 
 class FileStorage(Storage):
@@ -127,6 +132,17 @@ class FileStorage(Storage):
         with self._writing(key):
             self._path(key).unlink(missing_ok=True)
 
+    def sweep(self) -> None:
+        """Remove temporary files that nobody wrote to for `ABANDONED_S`, by the clock of the file system."""
+        with contextlib.suppress(OSError):
+            probe = self._temporary(self.root / "now")
+            probe.touch()
+            now = probe.stat().st_mtime
+            probe.unlink()
+            for path in self.root.rglob(f".*{PARTIAL}"):
+                if now - path.stat().st_mtime > ABANDONED_S:
+                    path.unlink()
+
     def _path(self, key: str) -> Path:
         if PurePosixPath(key).is_absolute() or ".." in PurePosixPath(key).parts:
             raise UsageError("key leaves its root", where=self.url, measured=key)
@@ -161,6 +177,8 @@ class FileStorage(Storage):
             raise NotFoundError("no such file", where=join_url(self.url, key), remedy="Check the path.") from None
         except PermissionError:
             raise StorageError("file cannot be read: permission denied", where=join_url(self.url, key)) from None
+        except OSError as error:
+            raise _failed("read", error, join_url(self.url, key)) from error
 
     @contextlib.contextmanager
     def _writing(self, key: str) -> Iterator[None]:
@@ -169,11 +187,16 @@ class FileStorage(Storage):
         except FileExistsError as error:
             raise StorageError(f"cannot write: {error.strerror}", where=str(error.filename)) from None
         except OSError as error:
-            raise StorageError(
-                f"cannot write: {error.strerror or error}",
-                where=join_url(self.url, key),
-                remedy="Check that the folder exists, is writable and has space, or give another output.",
-            ) from None
+            raise _failed("write", error, join_url(self.url, key)) from error
+
+
+def _failed(what: str, error: OSError, where: str) -> StorageError | TransientError:
+    """What a file system says, as the error that tells whether another try may do better."""
+    text = f"cannot {what}: {error.strerror or error}"
+    if error.errno in PASSING:
+        return TransientError(text, where=where, remedy="Check the file system, then run the same command again.")
+    remedy = "Check that the folder exists, is writable and has space, or give another output."
+    return StorageError(text, where=where, remedy=remedy if what == "write" else "Check the path.")
 
 
 def _take_lock(descriptor: int) -> bool:

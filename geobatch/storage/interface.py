@@ -63,6 +63,10 @@ class Storage(ABC):
         """Remove the object if it exists."""
 
     @abstractmethod
+    def sweep(self) -> None:
+        """Remove what writers that were killed left half-written, as far as that can be done."""
+
+    @abstractmethod
     @contextlib.contextmanager
     def open_writer(self, key: str) -> Iterator[Callable[[bytes], None]]:
         """A context that takes bytes in order and publishes the object only when the context ends without error."""

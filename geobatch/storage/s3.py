@@ -205,6 +205,9 @@ class S3Storage(Storage):
         """Remove the object."""
         self._retried(lambda: _s3_client().delete_object(Bucket=self.bucket, Key=self._key(key)), key)
 
+    def sweep(self) -> None:
+        """Nothing: objects appear whole, and uploads in parts that never ended are for the bucket's lifecycle rules."""
+
     def _key(self, key: str) -> str:
         if ".." in PurePosixPath(key).parts or key.startswith("/"):
             raise UsageError("key leaves its root", where=self.url, measured=key)

@@ -22,6 +22,7 @@ from geobatch.preprocess import Chain, prepare, read_region
 from geobatch.survey import (
     INVALID_CLASS,
     VOLUME_AXES,
+    class_flags,
     open_survey,
     require_complete,
     survey_info,
@@ -106,9 +107,8 @@ def class_names(labels: xr.DataArray, where: str = "") -> tuple[dict[str, str], 
     Raises:
         MismatchError: they are missing, or the values are not 0, 1, 2 and so on.
     """
-    values = np.atleast_1d(labels.attrs.get("flag_values", [])).tolist()
-    names = _words(labels.attrs.get("flag_meanings", ""))
-    colors = _words(labels.attrs.get("flag_colors", "")) or ["#808080"] * len(names)
+    values, names, colors = class_flags(labels.attrs)
+    colors = colors or ["#808080"] * len(names)
     if not names or values != list(range(len(names))) or len(colors) != len(names):
         raise MismatchError(
             "labels do not name their classes",
@@ -408,7 +408,3 @@ def _noise(shape: tuple[int, ...], random: np.random.Generator) -> npt.NDArray[n
 
 def _extent(values: npt.NDArray[Any]) -> str:
     return f"{values.size} from {values[0]} to {values[-1]}" if values.size else "none"
-
-
-def _words(value: Any) -> list[str]:
-    return value.split() if isinstance(value, str) else [str(word) for word in value]
