@@ -49,3 +49,10 @@ def test_metadata_that_storage_refuses_as_damaged_are_a_finding(output: str, mon
     monkeypatch.setattr(FileStorage, "read", refused)
     first = verify(output).findings[0]
     assert (first.key, first.what, first.measured) == ("class_map/zarr.json", "damaged", "another checksum")
+
+
+def test_files_that_are_no_shards_are_passed_over(output: str) -> None:
+    storage = open_storage(output)
+    for name in ("0/0/.nfs0000001", "0/0/7", "0/readme.txt", "0/0/1"):
+        storage.put(f"class_map/c/{name}", b"not a shard")
+    assert [(finding.block, finding.key) for finding in verify(output).findings] == [(1, "class_map/c/0/0/1")]

@@ -94,7 +94,8 @@ class ScoredOutput:
         sizes = np.full((len(specs), grid.total), -1, np.int64)
         for position, spec in enumerate(specs):
             for key, size in self.control.storage.list(f"{spec.name}/c"):
-                sizes[position, block_of_object(grid, key)] = size
+                if (block := block_of_object(grid, key)) is not None:
+                    sizes[position, block] = size
             expected = np.full(grid.total, -2, np.int64)
             expected[blocks] = receipts[f"{spec.name}.size"].to_numpy()
             whole &= sizes[position] == expected

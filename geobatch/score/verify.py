@@ -146,7 +146,7 @@ def _unreceipted(control: Control, plan: ScorePlan, receipts: pa.Table) -> Itera
     for spec in plan.arrays():
         for key, _ in control.storage.list(f"{spec.name}/c"):
             block = block_of_object(plan.grid, key)
-            if known[block]:
+            if block is None or known[block]:
                 continue
             try:
                 decode_shard(spec, control.storage.get(key))

@@ -293,9 +293,16 @@ def shard_object(spec: ArraySpec, index: tuple[int, ...]) -> str:
     return shard_key(spec, (*(0,) * (len(spec.dims) - len(index)), *index))
 
 
-def block_of_object(grid: Grid, key: str) -> int:
-    """The number of the block that a `shard_object` belongs to."""
-    return grid.number(tuple(map(int, key.split("/")[-len(grid.shape) :])))
+def block_of_object(grid: Grid, key: str) -> int | None:
+    """The number of the block that a `shard_object` belongs to.
+
+    None of what is no shard, such as the `.nfs…` file of a client that holds a replaced one open.
+    """
+    places = key.split("/")[-len(grid.shape) :]
+    if not all(place.isdecimal() for place in places):
+        return None
+    index = tuple(map(int, places))
+    return grid.number(index) if all(i < n for i, n in zip(index, grid.counts, strict=True)) else None
 
 
 def _shard_receipt(encoded: bytes) -> ShardReceipt:
