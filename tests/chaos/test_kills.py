@@ -189,7 +189,10 @@ def test_200_kills_lose_and_double_nothing(stage: Stage) -> None:
         kill_in_repair(stage, "driver", at)
     for at in range(1, 30, 3):
         kill_in_repair(stage, "worker", at)
-    assert len(driver) + len(worker) + 60 + 30 >= 200
+    # The second kill of a driver may come too late.
+    kills = len(driver) + len(worker) + 2 * 15 + 20 + 10
+    print(f"\n{kills} kills at least")
+    assert kills >= 200
 
 
 @pytest.mark.chaos
