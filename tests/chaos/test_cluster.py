@@ -113,7 +113,11 @@ def test_head_killed_and_restarted(place: Place) -> None:
     with cluster(2) as doomed:
         command = Command(doomed, job, place.folder)
         command.wait_for_shards(4)
+        replicas = doomed.replicas()
         doomed.head.kill()
+        # The driver would go on with them for the minute that it takes to notice, long enough for all of these blocks.
+        for replica in replicas:
+            kill(replica)
         assert command.wait() == 1
     assert "the head of its cluster is gone" in " ".join(command.messages.split())
     assert "run the same command to go on" in command.messages.replace("\n", " ")
