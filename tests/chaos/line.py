@@ -30,8 +30,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import pyarrow.dataset  # noqa: F401  A first use imports it, which would be once per process.
+# First uses import these, which would be seconds in every process.
+import pyarrow.dataset  # noqa: F401
 import torch
+import torch._dynamo  # noqa: F401
 
 import geobatch.score.deployment
 from geobatch import cluster
