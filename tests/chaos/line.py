@@ -399,7 +399,8 @@ def _forkserver() -> Any:
     context.set_forkserver_preload(["line", "pytest"])
     # The server imports by its environment alone.
     paths = [str(Path(__file__).parent), str(Path(geobatch.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    with environment({**ONE_THREAD, "PYTHONPATH": os.pathsep.join(paths)}):
+    # Ray reads as it is imported whether a cluster asks for a token; the token itself it reads when it joins one.
+    with environment({**ONE_THREAD, "PYTHONPATH": os.pathsep.join(paths), "RAY_AUTH_MODE": "token"}):
         multiprocessing.forkserver.ensure_running()
     return context
 

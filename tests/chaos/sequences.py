@@ -133,6 +133,7 @@ class Survey(RuleBasedStateMachine):
         self.storage.put(shard_key(*shard), b"" if how == "empty" else bytes(body[: -1 if how == "cut" else None]))
         self.put(shard, SAME_SIZE if how == "flip" else OTHER_SIZE)
 
+    @precondition(lambda self: len(self.receipts) > 1)
     @rule(array=st.sampled_from(ARRAYS), one=BLOCK, other=BLOCK)
     def swap(self, array: str, one: int, other: int) -> None:
         pair = [(array, one), (array, other)]
@@ -146,18 +147,18 @@ class Survey(RuleBasedStateMachine):
                 self.put(shard, SAME_SIZE if len(body) == len(own) else OTHER_SIZE)
                 self.swapped.add(shard)
 
+    @precondition(lambda self: set(self.shards.values()) != {ABSENT})
     @rule(shard=SHARD)
     def delete_shard(self, shard: Shard) -> None:
         self.storage.delete(shard_key(*shard))
         self.put(shard, ABSENT)
 
-    @precondition(lambda self: not self.swapped)
+    @precondition(lambda self: self.receipts and not self.swapped)
     @rule(which=st.integers(0, 3))
     def delete_receipts(self, which: int) -> None:
         stored = self.receipt_objects()
-        if stored:
-            self.storage.delete(stored[which % len(stored)])
-            self.receipts = self.stored_receipts()
+        self.storage.delete(stored[which % len(stored)])
+        self.receipts = self.stored_receipts()
 
     @invariant()
     def verify_finds_what_is_damaged(self) -> None:
