@@ -30,10 +30,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-# First uses import these, which would be seconds in every process.
+# A first use imports these, which would be once per process.
 import pyarrow.dataset  # noqa: F401
 import torch
-import torch._dynamo  # noqa: F401
+import torch._dynamo
 
 import geobatch.score.deployment
 from geobatch import cluster
