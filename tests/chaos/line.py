@@ -30,10 +30,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import pyarrow.dataset  # noqa: F401  A first use imports it, which would be once per process.
+# A first use imports these, which would be once per process.
+import pyarrow.dataset  # noqa: F401
 import torch
+import torch._dynamo
 
 import geobatch.score.deployment
+from geobatch import cluster
 from geobatch.errors import GeobatchError, TransientError
 from geobatch.local_s3 import environment
 from geobatch.score import run as scoring
@@ -110,10 +113,20 @@ class Line:
     Args:
         folder: An empty folder.
         environment: Of every process, such as the endpoint of an S3 server.
+        settings: Constants of modules to change in every process, by their dotted names.
+        on_cluster: The drivers join the Ray cluster that `environment` names; there are no workers of ours.
     """
 
-    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None) -> None:
-        self.folder, self.environment = folder, environment or {}
+    def __init__(
+        self,
+        folder: Path,
+        environment: Mapping[str, str] | None = None,
+        *,
+        settings: Mapping[str, float] | None = None,
+        on_cluster: bool = False,
+    ) -> None:
+        self.folder, self.on_cluster = folder, on_cluster
+        self.environment, self.settings = environment or {}, settings or {}
         self.runs: list[Run] = []
 
     def start(
@@ -132,14 +145,14 @@ class Line:
             action: `score`, `repair` or `retry`.
             driver: Where the driver is struck.
             workers: Where workers are struck, in the order in which the pool takes them.
-            settings: Constants of modules to change in every process, by their dotted names.
+            settings: More of them, for this run.
         """
         context = _forkserver()
         parsed = ScoreJob.model_validate({"job": "score", **job})
         trace = self.folder / f"trace-{len(self.runs):04d}"
-        orders = Orders(parsed.output, str(trace), self.environment, settings or {})
+        orders = Orders(parsed.output, str(trace), self.environment, {**self.settings, **(settings or {})})
         ends, processes = [], []
-        for number in range(parsed.resources.most + len(workers)):
+        for number in range(0 if self.on_cluster else parsed.resources.most + len(workers)):
             ours, theirs = context.Pipe()
             fault = workers[number] if number < len(workers) else None
             processes.append(context.Process(target=_work, args=(theirs, orders, fault), daemon=True))
@@ -147,7 +160,8 @@ class Line:
             theirs.close()
             ends.append(ours)
         answer, theirs = context.Pipe()
-        process = context.Process(target=_drive, args=(theirs, parsed, action, orders, driver, ends), daemon=True)
+        open_pool = None if self.on_cluster else functools.partial(_processes, ends)
+        process = context.Process(target=_drive, args=(theirs, parsed, action, orders, driver, open_pool), daemon=True)
         process.start()
         for connection in (theirs, *ends):
             # A worker ends when its driver has closed the pipe, so no one else may hold it.
@@ -261,20 +275,29 @@ class ProcessPool:
         self._idle.put(worker)
 
 
+@contextlib.contextmanager
+def _processes(
+    ends: Sequence[Connection], plan: ScorePlan, url: str, resources: ScoreResources
+) -> Iterator[ProcessPool]:
+    yield ProcessPool(ends, resources.most, plan, url, resources.overlaps)
+
+
 def _drive(
-    answer: Connection, job: ScoreJob, action: str, orders: Orders, fault: Fault | None, ends: Sequence[Connection]
+    answer: Connection,
+    job: ScoreJob,
+    action: str,
+    orders: Orders,
+    fault: Fault | None,
+    open_pool: scoring.OpenPool | None,
 ) -> None:
     """A driver: one run, its outcome sent to the test."""
-
-    @contextlib.contextmanager
-    def open_pool(plan: ScorePlan, url: str, resources: ScoreResources) -> Iterator[ProcessPool]:
-        yield ProcessPool(ends, resources.most, plan, url, resources.overlaps)
-
+    options = {"open_pool": open_pool} if open_pool else {}
     with _obeying(orders, "driver", fault):
         try:
-            answer.send(Outcome(summary=ACTIONS[action](job, open_pool=open_pool)))
+            answer.send(Outcome(summary=ACTIONS[action](job, **options)))
         except GeobatchError as error:
             answer.send(Outcome(error=error))
+        cluster.disconnect()
     # Not by way of the interpreter's end, which would wait for workers that are stopped.
     os._exit(0)
 
@@ -376,7 +399,8 @@ def _forkserver() -> Any:
     context.set_forkserver_preload(["line", "pytest"])
     # The server imports by its environment alone.
     paths = [str(Path(__file__).parent), str(Path(geobatch.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    with environment({**ONE_THREAD, "PYTHONPATH": os.pathsep.join(paths)}):
+    # Ray reads as it is imported whether a cluster asks for a token; the token itself it reads when it joins one.
+    with environment({**ONE_THREAD, "PYTHONPATH": os.pathsep.join(paths), "RAY_AUTH_MODE": "token"}):
         multiprocessing.forkserver.ensure_running()
     return context
 

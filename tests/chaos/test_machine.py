@@ -1,283 +1,40 @@
-"""Any order of runs, kills, damages and repairs, against a plain model of what is stored, proven and asked for."""
+"""Sequences of runs, kills, damages and repairs in plain processes."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from line import ACTIONS, Fault, Line
-from scene import ARRAYS, BLOCKS, Scene, in_process, shard_key, state
+from hypothesis.stateful import rule
+from line import ACTIONS, Fault
+from scene import Scene, in_process
+from sequences import POINT, REGION, Part, Survey, require_clean
 
 from geobatch.errors import IncompleteError
-from geobatch.score.output import JOB, SCOPE
-from geobatch.score.receipts import BATCHES, DEAD_LETTERS, MANIFEST, block_numbers, read_receipts
 from geobatch.score.spec import ScoreJob
-from geobatch.score.verify import verify
-from geobatch.storage import open_storage
-
-Shard = tuple[str, int]
-ABSENT, INTACT, SAME_SIZE, OTHER_SIZE = "absent", "intact", "same size", "other size"
-EVERY = frozenset(range(BLOCKS))
-# Blocks are numbered inline first: of 0 to 7, bit 2 says which half along the inlines, bit 0 along the samples.
-REGIONS: list[tuple[dict[str, Any], frozenset[int]]] = [
-    ({"inline": (100, 110), "sample": (0, 8)}, frozenset({0, 2})),
-    ({"inline": (132, 150)}, frozenset({4, 5, 6, 7})),
-    ({"sample": (100, 124)}, frozenset({1, 3, 5, 7})),
-    ({}, EVERY),
-]
-REGION = st.sampled_from(REGIONS)
-BLOCK = st.integers(0, BLOCKS - 1)
-SHARD = st.tuples(st.sampled_from(ARRAYS), BLOCK)
-POINT = st.integers(1, 140)
 
 
-class Survey(RuleBasedStateMachine):
-    """An output, and the model of it.
+class SurveyInProcesses(Survey):
+    """What needs no process of its own runs in this one."""
 
-    Attributes:
-        shards: Per shard, what is stored.
-        receipts: Blocks with a receipt.
-        dead: Blocks with a dead letter.
-        asked: Blocks that some run was asked for.
-        swapped: Shards that are sound but in the wrong place: only a receipt tells.
-    """
-
-    scene: Scene
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.folder = Path(tempfile.mkdtemp(prefix="geobatch-machine-"))
-        (self.folder / "traces").mkdir()
-        self.output, self.line = str(self.folder / "scored"), Line(self.folder / "traces")
-        self.storage = open_storage(self.output)
-        self.shards: dict[Shard, str] = {(array, block): ABSENT for array in ARRAYS for block in range(BLOCKS)}
-        self.receipts, self.dead, self.asked, self.swapped = set[int](), set[int](), set[int](), set[Shard]()
-
-    @rule(part=REGION, memory_gib=st.integers(2, 6))
-    def score(self, part: tuple[dict[str, Any], frozenset[int]], memory_gib: int) -> None:
-        region, blocks = part
-        self.asked |= blocks
-        job = self.scene.job(self.output, region=region, resources={"memory_gib": memory_gib})
-        self.require_figures(self.in_process("score", job), *self.expect_run(set(blocks)))
-
-    @rule(part=REGION, replicas=st.integers(1, 2), overlap=st.booleans())
-    def score_with_replicas(self, part: tuple[dict[str, Any], frozenset[int]], replicas: int, overlap: bool) -> None:
-        region, blocks = part
-        self.asked |= blocks
-        resources = {"memory_gib": 4, "replicas": replicas, "overlap": overlap}
-        outcome = self.line.start(self.scene.job(self.output, region=region, resources=resources)).wait()
-        assert outcome.summary or isinstance(outcome.error, IncompleteError), outcome
-        self.require_figures(outcome.error, *self.expect_run(set(blocks)))
-
-    @precondition(lambda self: self.storage.exists(JOB))
-    @rule()
-    def retry(self) -> None:
-        self.require_figures(self.in_process("retry", self.scene.job(self.output)), *self.expect_run(set(self.dead)))
-
-    @precondition(lambda self: self.storage.exists(JOB))
-    @rule()
-    def repair(self) -> None:
-        damaged = {block for _, block in self.damaged()}
-        for shard in [shard for shard in self.shards if shard[1] in damaged]:
-            self.put(shard, INTACT)
-        self.receipts |= damaged
-        self.dead -= self.receipts
-        self.require_figures(self.in_process("repair", self.scene.job(self.output)), len(damaged), 0, set())
-
-    @rule(part=REGION, driver=POINT)
-    def kill_driver(self, part: tuple[dict[str, Any], frozenset[int]], driver: int) -> None:
-        self.run_and_kill(part, driver=Fault(driver))
-
-    @rule(part=REGION, worker=POINT, replicas=st.integers(1, 2))
-    def kill_worker(self, part: tuple[dict[str, Any], frozenset[int]], worker: int, replicas: int) -> None:
-        self.run_and_kill(part, replicas, workers=[Fault(worker)])
-
-    @precondition(lambda self: self.storage.exists(JOB) and self.damaged())
-    @rule(driver=POINT)
-    def kill_repair(self, driver: int) -> None:
-        before = dict(self.shards)
-        outcome = self.line.start(self.scene.job(self.output), "repair", driver=Fault(driver)).wait()
-        assert outcome.error is None
-        self.look(may_replace=self.damaged())
-        assert all(self.shards[shard] in (before[shard], INTACT) for shard in before)
-
-    @precondition(lambda self: INTACT in self.shards.values())
-    @rule(shard=SHARD, how=st.sampled_from(["flip", "cut", "empty"]), byte=st.integers(0, 10**6), bit=st.integers(0, 7))
-    def damage(self, shard: Shard, how: str, byte: int, bit: int) -> None:
-        if self.shards[shard] != INTACT:
-            return
-        body = bytearray(self.storage.get(shard_key(*shard)))
-        if how == "flip":
-            body[byte % len(body)] ^= 1 << bit
-        self.storage.put(shard_key(*shard), b"" if how == "empty" else bytes(body[: -1 if how == "cut" else None]))
-        self.put(shard, SAME_SIZE if how == "flip" else OTHER_SIZE)
-
-    @rule(array=st.sampled_from(ARRAYS), one=BLOCK, other=BLOCK)
-    def swap(self, array: str, one: int, other: int) -> None:
-        pair = [(array, one), (array, other)]
-        if one == other or any(self.shards[s] != INTACT or s[1] not in self.receipts for s in pair):
-            return
-        keys = [shard_key(*shard) for shard in pair]
-        bodies = [self.storage.get(key) for key in keys]
-        for shard, key, body, own in zip(pair, keys, reversed(bodies), bodies, strict=True):
-            self.storage.put(key, body)
-            if body != own:
-                self.put(shard, SAME_SIZE if len(body) == len(own) else OTHER_SIZE)
-                self.swapped.add(shard)
-
-    @rule(shard=SHARD)
-    def delete_shard(self, shard: Shard) -> None:
-        self.storage.delete(shard_key(*shard))
-        self.put(shard, ABSENT)
-
-    @precondition(lambda self: not self.swapped)
-    @rule(which=st.integers(0, 3))
-    def delete_receipts(self, which: int) -> None:
-        stored = self.receipt_objects()
-        if stored:
-            self.storage.delete(stored[which % len(stored)])
-            self.receipts = self.stored_receipts()
-
-    @invariant()
-    def verify_finds_what_is_damaged(self) -> None:
-        if self.storage.exists("_geobatch/plan.json"):
-            found = [finding for finding in verify(self.output).findings if finding.block >= 0]
-            assert {(finding.array, finding.block) for finding in found} == self.damaged()
-
-    def teardown(self) -> None:
-        try:
-            self.score(({}, EVERY), 4)
-            self.repair()
-            assert self.receipts == EVERY and not self.dead
-            self.scene.require_finished(self.output)
-        finally:
-            self.line.close()
-            shutil.rmtree(self.folder)
-
-    def put(self, shard: Shard, what: str) -> None:
-        self.shards[shard] = what
-        self.swapped.discard(shard)
-
-    def damaged(self) -> set[Shard]:
-        """What verify finds: shards that are not as their receipt says, or that without one do not decode."""
-        unsound = {shard for shard, what in self.shards.items() if what != INTACT}
-        return {shard for shard in unsound if shard[1] in self.receipts or self.shards[shard] != ABSENT}
-
-    def is_whole(self, block: int) -> bool:
-        sized = all(self.shards[array, block] in (INTACT, SAME_SIZE) for array in ARRAYS)
-        return sized and block in self.receipts and block not in self.dead
-
-    def expect_run(self, blocks: set[int]) -> tuple[int, int, set[int]]:
-        """Let the model score these blocks: how many it scored, how many of those it adopted, and which died."""
-        adopted, computed, died = set[int](), set[int](), set[int]()
-        for block in [block for block in blocks if not self.is_whole(block)]:
-            stored = [self.shards[array, block] for array in ARRAYS]
-            if ABSENT not in stored:
-                (adopted if set(stored) == {INTACT} else died).add(block)
-                continue
-            computed.add(block)
-            for array in ARRAYS:
-                if self.shards[array, block] == ABSENT:
-                    self.put((array, block), INTACT)
-                elif self.shards[array, block] != INTACT:
-                    computed.remove(block)
-                    died.add(block)
-                    break
-        self.receipts |= adopted | computed
-        self.dead = (self.dead - adopted - computed) | died
-        return len(adopted | computed), len(adopted), died
-
-    def in_process(self, action: str, job: dict[str, Any]) -> IncompleteError | None:
+    def run(self, action: str, job: dict[str, Any]) -> IncompleteError | None:
         try:
             ACTIONS[action](ScoreJob.model_validate(job), open_pool=in_process)
         except IncompleteError as error:
             return error
         return None
 
-    def require_figures(self, error: Any, scored: int, adopted: int, died: set[int]) -> None:
-        """The last run's summary, its error, its dead letters, its receipts and its state are what the model says."""
-        blocks = json.loads(self.storage.get("_geobatch/run.json"))["blocks"]
-        assert (blocks["scored"], blocks["adopted"], blocks["dead"]) == (scored, adopted, len(died))
-        assert isinstance(error, IncompleteError) == bool(died)
-        assert self.stored_dead() == self.dead
-        assert self.stored_receipts() == self.receipts
-        assert not list(self.storage.list(BATCHES))
-        assert state(self.output) == ("complete" if all(map(self.is_whole, self.asked)) else "incomplete")
-        self.look(may_replace=set())
-
-    def run_and_kill(self, part: tuple[dict[str, Any], frozenset[int]], replicas: int = 1, **faults: Any) -> None:
-        region, blocks = part
-        resources = {"memory_gib": 4, "replicas": replicas}
-        outcome = self.line.start(self.scene.job(self.output, region=region, resources=resources), **faults).wait()
-        assert outcome.error is None or isinstance(outcome.error, IncompleteError), outcome
-        asked = self.stored_scope()
-        assert asked in (self.asked, self.asked | blocks)
-        dead = self.stored_dead()
-        assert dead <= self.dead | blocks
-        receipts = self.stored_receipts()
-        assert self.receipts <= receipts <= self.receipts | blocks
-        before = dict(self.shards)
-        self.look(may_replace=set())
-        written = {shard for shard in before if before[shard] != self.shards[shard]}
-        assert {block for _, block in written} <= blocks
-        new = receipts - self.receipts
-        assert all(self.shards[array, block] == INTACT for array in ARRAYS for block in new)
-        self.asked, self.dead, self.receipts = asked, dead, receipts
-
-    def look(self, may_replace: set[Shard]) -> None:
-        """Compare every shard with the undisturbed one: what was absent may be there, and nothing else may differ."""
-        for shard, what in self.shards.items():
-            key = shard_key(*shard)
-            stored = self.storage.get(key) if self.storage.exists(key) else None
-            if stored == self.scene.reference[key]:
-                assert what in (INTACT, ABSENT) or shard in may_replace
-                self.put(shard, INTACT)
-            else:
-                assert what != INTACT and (stored is None) == (what == ABSENT), f"{key} is {what}"
-
-    def receipt_objects(self) -> list[str]:
-        manifest = [MANIFEST] if self.storage.exists(MANIFEST) else []
-        return manifest + [key for key, _ in self.storage.list(BATCHES)]
-
-    def stored_receipts(self) -> set[int]:
-        tables = [read_receipts(self.storage.get(key), key) for key in self.receipt_objects()]
-        return {block for table in tables for block in block_numbers(table).tolist()}
-
-    def stored_dead(self) -> set[int]:
-        letters = json.loads(self.storage.get(DEAD_LETTERS)) if self.storage.exists(DEAD_LETTERS) else []
-        return {letter["number"] for letter in letters}
-
-    def stored_scope(self) -> set[int]:
-        runs = json.loads(self.storage.get(SCOPE)) if self.storage.exists(SCOPE) else []
-        return {block for first, stop in runs for block in range(first, stop)}
-
-
-def require_clean(scene: Scene, sequences: int, steps: int) -> None:
-    """Run the machine through so many sequences, the same ones every time."""
-    Survey.scene = scene
-    chosen = settings(
-        max_examples=sequences,
-        stateful_step_count=steps,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    run_state_machine_as_test(Survey, settings=chosen)
+    @rule(part=REGION, worker=POINT, replicas=st.integers(1, 2))
+    def kill_worker(self, part: Part, worker: int, replicas: int) -> None:
+        self.run_and_kill(part, replicas, workers=[Fault(worker)])
 
 
 def test_any_order_of_runs_kills_damages_and_repairs_ends_well(scene: Scene) -> None:
-    require_clean(scene, sequences=8, steps=6)
+    require_clean(SurveyInProcesses, scene, sequences=8, steps=6)
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(3600)
 def test_300_orders_of_runs_kills_damages_and_repairs_end_well(scene: Scene) -> None:
-    require_clean(scene, sequences=300, steps=10)
+    require_clean(SurveyInProcesses, scene, sequences=300, steps=10)
