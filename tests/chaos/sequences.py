@@ -22,6 +22,8 @@ from scene import ARRAYS, BLOCKS, Scene, shard_key, state
 from geobatch.errors import IncompleteError
 from geobatch.score.output import JOB, SCOPE
 from geobatch.score.receipts import BATCHES, DEAD_LETTERS, MANIFEST, block_numbers, read_receipts
+from geobatch.score.region import Region
+from geobatch.score.spec import ScoreJob
 from geobatch.score.verify import verify
 from geobatch.storage import open_storage
 
@@ -112,11 +114,13 @@ class Survey(RuleBasedStateMachine):
     @rule()
     @where(lambda self: self.storage.exists(JOB))
     def retry(self) -> None:
+        self.asked |= self.asked_by_job()
         self.require_figures(self.run("retry", self.scene.job(self.output)), *self.expect_run(set(self.dead)))
 
     @rule()
     @where(lambda self: self.storage.exists(JOB))
     def repair(self) -> None:
+        self.asked |= self.asked_by_job()
         damaged = {block for _, block in self.damaged()}
         for shard in [shard for shard in self.shards if shard[1] in damaged]:
             self.put(shard, INTACT)
@@ -139,7 +143,9 @@ class Survey(RuleBasedStateMachine):
         receipts, dead = self.stored_receipts(), self.stored_dead()
         assert self.receipts <= receipts <= self.receipts | {block for _, block in damaged}
         assert dead in (self.dead, self.dead - receipts)
-        self.receipts, self.dead = receipts, dead
+        asked = self.stored_scope()
+        assert asked in (self.asked, self.asked | self.asked_by_job())
+        self.asked, self.dead, self.receipts = asked, dead, receipts
 
     @rule(shard=SHARD, how=st.sampled_from(["flip", "cut", "empty"]), byte=st.integers(0, 10**6), bit=st.integers(0, 7))
     def damage(self, shard: Shard, how: str, byte: int, bit: int) -> None:
@@ -282,6 +288,11 @@ class Survey(RuleBasedStateMachine):
                 self.put(shard, INTACT)
             else:
                 assert what != INTACT and (stored is None) == (what == ABSENT), f"{key} is {what}"
+
+    def asked_by_job(self) -> frozenset[int]:
+        """The blocks of the stored job, which a run that was killed may have stored without its scope."""
+        stored = ScoreJob.model_validate_json(self.storage.get(JOB)).region
+        return next(blocks for region, blocks in REGIONS if Region(**region).absolute() == stored)
 
     def receipt_objects(self) -> list[str]:
         manifest = [MANIFEST] if self.storage.exists(MANIFEST) else []

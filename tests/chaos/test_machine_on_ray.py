@@ -126,7 +126,7 @@ def test_20_orders_of_runs_kills_damages_and_repairs_on_a_cluster_end_well(scene
     SurveyOnRay.struck = Counter()
     with cluster(RAYLETS) as SurveyOnRay.cluster:
         # A failing sequence is not made smaller: each try takes a minute.
-        require_clean(SurveyOnRay, scene, sequences=20, steps=7, phases=[Phase.generate])
+        require_clean(SurveyOnRay, scene, sequences=20, steps=10, phases=[Phase.generate])
     print(f"\nkilled: {dict(SurveyOnRay.struck)}")
     kinds = ("driver", "driver, its job run again at once", "replica", "raylet")
     assert min(SurveyOnRay.struck[kind] for kind in kinds) >= 3
