@@ -260,12 +260,14 @@ def _zero_invalid(block: Float32Array) -> Float32Array:
 
 
 def _limit(block: Float32Array, lower: np.float32, upper: np.float32) -> Float32Array:
-    # NaN stays NaN.
-    return np.minimum(np.maximum(block, lower), upper)
+    # NaN stays NaN. The second pass takes the place of the first: fresh memory costs more than the arithmetic.
+    limited: Float32Array = np.maximum(block, lower)
+    return np.minimum(limited, upper, out=limited)
 
 
 def _standardise(block: Float32Array, centre: np.float32, divisor: np.float32) -> Float32Array:
-    return (block - centre) / divisor
+    centred: Float32Array = block - centre
+    return np.divide(centred, divisor, out=centred)
 
 
 def _interpolate_gaps(block: Float32Array, axis: int, reach: int) -> Float32Array:

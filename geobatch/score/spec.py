@@ -18,8 +18,8 @@ from geobatch.score.region import AxisRanges, Region
 from geobatch.shards import ArraySpec
 from geobatch.survey import VOLUME_AXES, class_attributes
 
-NUMERICS = 2
-"""Raised whenever a release would write other voxels for the same plan."""
+NUMERICS = 3
+"""Raised whenever a release would write other voxels, or shards of other codecs, for the same plan."""
 
 
 class _Frozen(BaseModel):

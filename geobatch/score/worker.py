@@ -166,7 +166,7 @@ class BlockScorer:
         grid, batch = self.layout(fetched.task.reduction)
         own = tuple(slice(c.start - o, c.stop - o) for c, o in zip(block.write, origin, strict=True))
         with _timed(fetched.seconds, "predict"):
-            if values is None or not np.isfinite(values[own]).any():
+            if values is None or not _any_valid(values[own]):
                 prediction = self._nothing_valid(tuple(cells.stop - cells.start for cells in own))
             else:
                 self.predictor.batch = batch
@@ -303,6 +303,11 @@ def block_of_object(grid: Grid, key: str) -> int | None:
         return None
     index = tuple(map(int, places))
     return grid.number(index) if all(i < n for i, n in zip(index, grid.counts, strict=True)) else None
+
+
+def _any_valid(values: Values) -> bool:
+    """True when a sample is finite; as a rule the first plane has one."""
+    return any(np.isfinite(plane).any() for plane in values)
 
 
 def _shard_receipt(encoded: bytes) -> ShardReceipt:
