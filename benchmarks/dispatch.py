@@ -26,13 +26,13 @@ from common import record
 
 from geobatch import cluster
 from geobatch.blocks import Grid
+from geobatch.lease import leased
 from geobatch.models import build_model
 from geobatch.models.bundle import Bundle, ClassInfo, DataDescription, make_bundle
 from geobatch.preprocess import Chain
 from geobatch.score.deployment import REQUESTS_PER_REPLICA, Pool
 from geobatch.score.dispatch import Dispatcher, Work
 from geobatch.score.layout import VolumeModel
-from geobatch.score.lease import leased
 from geobatch.score.output import ScoredOutput
 from geobatch.score.planning import Inputs
 from geobatch.score.receipts import STAGES, Ledger, Receipt, ShardReceipt

@@ -117,16 +117,19 @@ def plan(
 
 @app.command()
 def verify(output: ScoredUrl, as_json: AsJson = False) -> None:
-    """Read every shard of a scored survey again and compare it with its receipt."""
+    """Read every shard of a scored or an ingested survey again and compare it with its receipt."""
     from dataclasses import asdict
 
-    from geobatch.score.verify import require_sound
+    from geobatch.formats.ingestion import is_ingested, verify_ingested
+    from geobatch.proof import require_sound
     from geobatch.score.verify import verify as run_verify
 
+    ingested = is_ingested(output)
     with _Progress("verify", "shards") as update:
-        result = run_verify(output, on_progress=lambda done, total: update(done, total, ""))
+        check = verify_ingested if ingested else run_verify
+        result = check(output, on_progress=lambda done, total: update(done, total, ""))
     _print_result(asdict(result), as_json)
-    require_sound(result, output)
+    require_sound(result, output, "geobatch ingest --overwrite writes the survey again." if ingested else "")
 
 
 @app.command()

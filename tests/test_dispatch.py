@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from surveys import plan_of
 
 from geobatch.errors import GeobatchError, LeaseError, StorageError, TransientError
+from geobatch.lease import LEASE, Control, Lease
 from geobatch.score import dispatch
 from geobatch.score.dispatch import Answer, Dispatcher, Tally, Work
-from geobatch.score.lease import LEASE, Control, Lease
 from geobatch.score.receipts import BATCHES, MANIFEST, Ledger, Receipt, ShardReceipt, block_numbers
 from geobatch.score.worker import Task
 

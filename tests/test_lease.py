@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from geobatch.errors import LeaseError
-from geobatch.score.lease import LEASE, Lease
+from geobatch.lease import LEASE, Lease
 from geobatch.storage import open_storage
 
 
 def test_reader_that_was_held_up_itself_takes_no_living_lease_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("geobatch.score.lease.TIMEOUT_S", 0.2)
+    monkeypatch.setattr("geobatch.lease.TIMEOUT_S", 0.2)
     living = Lease.acquire(str(tmp_path))
 
     def held_up(holder: str) -> None:

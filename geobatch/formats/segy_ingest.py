@@ -5,9 +5,8 @@ open_segy → scan (tasks over slabs) → judge, make_grid → write_column (tas
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,21 +17,21 @@ import numpy.typing as npt
 
 from geobatch.errors import DataError, UsageError
 from geobatch.fanout import FanOut, in_order, open_fanout
+from geobatch.formats.ingestion import Ingestion, Written, ingesting, store_shard
 from geobatch.formats.segy import TRACE_HEADER_BYTES, SegyFile, SegyLayout, open_segy
 from geobatch.formats.segy_geometry import make_grid
 from geobatch.formats.segy_meaning import judge
-from geobatch.formats.segy_scan import TraceTable, merge_tables, scan_slab, slabs
-from geobatch.formats.segy_survey import Size3, describe, identity_of, sample_axis, small_arrays, volume_specs
-from geobatch.shards import (
-    ArraySpec,
-    create_arrays,
-    encode_shard,
-    finish_group,
-    shard_grid,
-    shard_indices,
-    shard_key,
-    shard_region,
+from geobatch.formats.segy_scan import TraceTable, dump_table, load_table, merge_tables, scan_slab, slabs
+from geobatch.formats.segy_survey import (
+    NUMERICAL_VERSION,
+    Size3,
+    describe,
+    identity_of,
+    sample_axis,
+    small_arrays,
+    volume_specs,
 )
+from geobatch.shards import ArraySpec, shard_grid, shard_indices, shard_region
 from geobatch.storage import absolute_url, open_storage, split_url
 from geobatch.survey import VOLUME_AXES
 
@@ -126,10 +125,24 @@ def ingest(
     layout = layout or SegyLayout()
     _check_multiple(chunk, shard)
     file = open_segy(src_url)
-    _refuse_existing(dst_url, overwrite)
     passes = _Passes(on_progress, file.trace_count)
-    with open_fanout(small=file.size_bytes <= SMALL_FILE_BYTES, num_cpus=num_cpus) as fanout:
-        table = scan(file, layout, fanout, passes.add)
+    decisive = {
+        "format": "segy",
+        "numerical_version": NUMERICAL_VERSION,
+        "source": [src_url, file.version, file.size_bytes],
+        "layout": dataclasses.asdict(layout),
+        "meaning": [quantity, domain, sample_interval, sample_unit, sample_start],
+        "described": [crs, attribution],
+        "cut": [chunk, shard],
+    }
+    with (
+        ingesting(dst_url, decisive, overwrite=overwrite) as work,
+        open_fanout(small=file.size_bytes <= SMALL_FILE_BYTES, num_cpus=num_cpus) as fanout,
+    ):
+        if work.done is not None:
+            on_progress(file.trace_count, file.trace_count)
+            return {"url": dst_url, **work.done}
+        table = scan(file, layout, fanout, passes.add, work)
         meaning = judge(
             file,
             table,
@@ -142,42 +155,46 @@ def ingest(
         samples = sample_axis(file, table, meaning, sample_start)
         target = Target(dst_url, *volume_specs(file, grid, meaning, chunk, shard))
         small, values = small_arrays(file, table, grid, meaning, samples, crs)
-        if overwrite:
-            _remove(dst_url)
         specs = [target.volume, target.headers, *small]
-        create_arrays(dst_url, specs, values)
-        digests = _write_columns(file, target, values["trace_index"], fanout, passes.add)
-    _refuse_changed(file)
-    info = describe(file, table, grid, meaning, layout, crs, identity_of(digests, values))
-    if attribution:
-        info["attribution"] = attribution
-    finish_group(dst_url, specs, {"geobatch": info})
+        work.create(specs, values)
+        digests = _write_columns(file, target, values["trace_index"], work, fanout, passes.add)
+        _refuse_changed(file)
+        info = describe(file, table, grid, meaning, layout, crs, identity_of(digests, values))
+        if attribution:
+            info["attribution"] = attribution
+        info = work.finish(specs, info)
     return {"url": dst_url, "shape": list(target.volume.shape), "shards": len(digests), **info}
 
 
 def scan(
-    file: SegyFile, layout: SegyLayout, fanout: FanOut, on_traces: Callable[[int], None] = lambda count: None
+    file: SegyFile,
+    layout: SegyLayout,
+    fanout: FanOut,
+    on_traces: Callable[[int], None] = lambda count: None,
+    work: Ingestion | None = None,
 ) -> TraceTable:
-    """The trace table of the whole file, from one task per slab; `on_traces` hears how many traces each had."""
+    """The trace table of the whole file, from one task per slab; `on_traces` hears how many traces each had.
+
+    With `work`, slabs that an earlier run has scanned are not read again.
+    """
     function = functools.partial(scan_slab, file=file, layout=layout)
     parts = slabs(file, SLAB_BYTES)
-    tables = in_order(fanout, function, parts, task_bytes=3 * SLAB_BYTES, on_result=lambda slab: on_traces(slab[1]))
-    return merge_tables(tables)
+    how: Any = {"fanout": fanout, "task_bytes": 3 * SLAB_BYTES, "on_result": lambda slab: on_traces(slab[1])}
+    if work is None:
+        return merge_tables(in_order(how.pop("fanout"), function, parts, **how))
+    return merge_tables(work.remembered("scan", function, parts, dump=dump_table, load=load_table, **how))
 
 
-def write_column(column: Column, file: SegyFile, target: Target) -> list[str]:
-    """The SHA-256 of each shard of one column, top to bottom, after all of them are stored."""
+def write_column(column: Column, file: SegyFile, target: Target) -> Written:
+    """Store one column: its headers and its shards, top to bottom."""
     samples, headers = read_column(column, file)
-    storage = open_storage(target.url)
-    storage.put(shard_key(target.headers, (*column.index, 0)), encode_shard(target.headers, headers))
-    digests = []
+    objects = [store_shard(target.url, target.headers, (*column.index, 0), headers)]
     for k in range(shard_grid(target.volume)[2]):
         index = (*column.index, k)
-        part = samples[:, :, shard_region(target.volume, index)[2]]
-        data = encode_shard(target.volume, np.ascontiguousarray(part))
-        storage.put(shard_key(target.volume, index), data)
-        digests.append(hashlib.sha256(data).hexdigest())
-    return digests
+        objects.append(
+            store_shard(target.url, target.volume, index, samples[:, :, shard_region(target.volume, index)[2]])
+        )
+    return Written(tuple(objects))
 
 
 def read_column(column: Column, file: SegyFile) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
@@ -224,6 +241,7 @@ def _write_columns(
     file: SegyFile,
     target: Target,
     trace_index: npt.NDArray[np.int32],
+    work: Ingestion,
     fanout: FanOut,
     on_traces: Callable[[int], None],
 ) -> list[str]:
@@ -232,15 +250,15 @@ def _write_columns(
         Column((i, j), trace_index[shard_region(target.headers, (i, j, 0))[:2]])
         for i, j, _ in shard_indices(target.headers)
     ]
-    function = functools.partial(write_column, file=file, target=target)
-    digests = in_order(
-        fanout,
-        function,
+    written = work.write(
+        functools.partial(write_column, file=file, target=target),
         columns,
+        fanout=fanout,
         task_bytes=_column_bytes(file, target),
-        on_result=lambda column: on_traces(int((column.traces >= 0).sum())),
+        on_piece=lambda column: on_traces(int((column.traces >= 0).sum())),
     )
-    return [digest for column in digests for digest in column]
+    # The first object of a column is its headers.
+    return [stored.sha256.hex() for column in written for stored in column.objects[1:]]
 
 
 def _column_bytes(file: SegyFile, target: Target) -> int:
@@ -256,32 +274,6 @@ def _check_multiple(chunk: Size3, shard: Size3) -> None:
             raise UsageError(
                 "shard is no whole multiple of the chunk", where=axis, measured=f"shard {s}, chunk {c}", limit="s = k c"
             )
-
-
-def _refuse_existing(url: str, overwrite: bool) -> None:
-    """Only a complete group opens, so only that is worth protecting; what was left unfinished is written again."""
-    storage = open_storage(url)
-    if not storage.exists("zarr.json"):
-        return
-    if not overwrite:
-        raise UsageError(
-            "a survey is there already", where=url, remedy="Give another output, or --overwrite to replace it."
-        )
-    info = json.loads(storage.get("zarr.json")).get("attributes", {}).get("geobatch", {})
-    if info.get("kind") != "volume":
-        raise UsageError("what is there is no ingested survey, and is not overwritten", where=url)
-
-
-def _remove(url: str) -> None:
-    """Remove a survey's group first, so that it no longer opens, then the arrays that the group names."""
-    storage = open_storage(url)
-    if not storage.exists("zarr.json"):
-        return
-    group = json.loads(storage.get("zarr.json"))
-    storage.delete("zarr.json")
-    for name in group["consolidated_metadata"]["metadata"]:
-        for key, _ in list(storage.list(f"{name}/")):
-            storage.delete(key)
 
 
 def _refuse_changed(file: SegyFile) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -32,6 +34,7 @@ from geobatch.preprocess.statistics import PartialMoments, merge_moments, partia
 K = TypeVar("K")
 BLOCK_BYTES = 2**20
 DEAD, DUMMY = 2, 3
+COLUMNS = ("inline", "crossline", "x", "y", "scalar", "live")
 SUMMARY_FIELDS = {
     "delay": DELAY,
     "time_scalar": TIME_SCALAR,
@@ -108,10 +111,7 @@ def scan_slab(slab: tuple[int, int], file: SegyFile, layout: SegyLayout) -> Trac
 
 def merge_tables(tables: Sequence[TraceTable]) -> TraceTable:
     """The table of the whole file from those of its slabs in file order."""
-    arrays = {
-        name: np.concatenate([getattr(table, name) for table in tables])
-        for name in ("inline", "crossline", "x", "y", "scalar", "live")
-    }
+    arrays = {name: np.concatenate([getattr(table, name) for table in tables]) for name in COLUMNS}
     spoken = [table for table in tables if table.live.any()] or list(tables)
     return dataclasses.replace(
         tables[0],
@@ -121,6 +121,36 @@ def merge_tables(tables: Sequence[TraceTable]) -> TraceTable:
         fields=_union([table.fields for table in spoken]),
         varying=_union([table.varying for table in tables]),
     )
+
+
+def dump_table(table: TraceTable) -> bytes:
+    """A table as bytes: a NumPy archive without objects, its figures as JSON inside."""
+    told = {
+        "moments": dataclasses.astuple(table.moments),
+        "non_finite": table.non_finite,
+        "fields": table.fields,
+        "varying": table.varying,
+    }
+    sink = io.BytesIO()
+    np.savez_compressed(
+        sink,
+        told=np.frombuffer(json.dumps(told).encode(), np.uint8),
+        **{name: getattr(table, name) for name in COLUMNS},
+    )
+    return sink.getvalue()
+
+
+def load_table(body: bytes) -> TraceTable:
+    """The table that `dump_table` made bytes of."""
+    with np.load(io.BytesIO(body), allow_pickle=False) as stored:
+        told = json.loads(stored["told"].tobytes())
+        return TraceTable(
+            **{name: stored[name] for name in COLUMNS},
+            moments=PartialMoments(*told["moments"]),
+            non_finite=told["non_finite"],
+            fields={name: (low, high) for name, (low, high) in told["fields"].items()},
+            varying={int(byte): (low, high) for byte, (low, high) in told["varying"].items()},
+        )
 
 
 def _ranges(headers: npt.NDArray[np.uint8], file: SegyFile) -> dict[str, tuple[int, int]]:

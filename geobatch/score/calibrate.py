@@ -15,8 +15,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from geobatch.errors import UsageError
+from geobatch.lease import Control, leased
 from geobatch.score.dispatch import Dispatcher, Work
-from geobatch.score.lease import Control, leased
 from geobatch.score.output import require_ours
 from geobatch.score.planning import Inputs, make_plan, open_inputs
 from geobatch.score.receipts import STAGES, Ledger, Receipt

@@ -11,8 +11,8 @@ import pyarrow as pa
 import xarray as xr
 
 from geobatch.errors import LeaseError, UsageError
+from geobatch.lease import Control
 from geobatch.score.dispatch import Tally
-from geobatch.score.lease import Control
 from geobatch.score.planning import PLAN, Inputs
 from geobatch.score.receipts import DEAD_LETTERS, DeadLetter, Ledger, Numbers, block_numbers
 from geobatch.score.spec import ScorePlan

@@ -19,7 +19,7 @@ import pyarrow.parquet
 from pydantic import BaseModel, ConfigDict
 
 from geobatch.errors import IntegrityError, TransientError
-from geobatch.score.lease import Control
+from geobatch.lease import Control
 from geobatch.score.spec import ScorePlan
 from geobatch.shards import ArraySpec
 

@@ -17,8 +17,8 @@ import xarray as xr
 
 from geobatch import __version__, cluster
 from geobatch.errors import IncompleteError, NotFoundError
+from geobatch.lease import Control, leased
 from geobatch.score.dispatch import Answer, Dispatcher, Tally, Work, now
-from geobatch.score.lease import Control, leased
 from geobatch.score.output import JOB, ScoredOutput, Stored, require_ours
 from geobatch.score.planning import Inputs, make_plan, open_inputs
 from geobatch.score.receipts import MANIFEST, Ledger, Numbers, Receipt, block_numbers

@@ -2,59 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
 
-from geobatch.errors import IntegrityError, NotFoundError
-from geobatch.fanout import open_fanout
-from geobatch.score.lease import Control
+from geobatch.errors import IntegrityError
+from geobatch.lease import Control
+from geobatch.proof import Entry, Finding, Verification, check_objects
 from geobatch.score.planning import stored_plan
 from geobatch.score.receipts import Ledger, block_numbers
 from geobatch.score.spec import ScorePlan
 from geobatch.score.worker import block_of_object, shard_object
 from geobatch.shards import array_metadata, decode_shard
-from geobatch.storage import open_storage
-
-READERS = 8
-SHARDS_PER_ITEM = 64
-SMALL_BYTES = 2**30
-
-Entry = tuple[int, str, int, bytes]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One object that is not what it should be.
-
-    Attributes:
-        block: The block's number, -1 for metadata of an array.
-        array: The array it belongs to.
-        key: The object.
-        what: `missing`, `damaged` (its bytes are not those of the receipt), or `unreadable` (there is no receipt, and
-            it does not decode).
-        measured: What was found.
-    """
-
-    block: int
-    array: str
-    key: str
-    what: str
-    measured: str
-
-
-@dataclass(frozen=True)
-class Verification:
-    """Shards and bytes that have receipts, and what is not as they say."""
-
-    shards: int
-    bytes: int
-    findings: tuple[Finding, ...]
 
 
 def verify(output_url: str, *, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Verification:
@@ -70,22 +30,6 @@ def verify(output_url: str, *, on_progress: Callable[[int, int], None] = lambda 
     return verify_receipts(control, plan, Ledger(control, plan).load(), on_progress)
 
 
-def require_sound(result: Verification, output_url: str) -> None:
-    """Refuse an output of which something is missing or damaged.
-
-    Raises:
-        IntegrityError: with the first finding.
-    """
-    if result.findings:
-        first = result.findings[0]
-        raise IntegrityError(
-            f"{len(result.findings)} objects are missing or damaged",
-            where=output_url,
-            measured=f"{first.key} {first.what} ({first.measured})",
-            remedy="geobatch repair of this output writes those again.",
-        )
-
-
 def verify_receipts(
     control: Control,
     plan: ScorePlan,
@@ -94,18 +38,9 @@ def verify_receipts(
 ) -> Verification:
     """Compare what is stored with these receipts, on the Ray cluster when the output is large."""
     findings = [*_metadata_findings(control, plan), *_unreceipted(control, plan, receipts)]
-    entries = list(_entries(plan, receipts))
-    items = [entries[i : i + SHARDS_PER_ITEM] for i in range(0, len(entries), SHARDS_PER_ITEM)]
-    total = sum(size for _, _, size, _ in entries)
-    largest = max((size for _, _, size, _ in entries), default=0)
-    done = 0
-    with open_fanout(small=total < SMALL_BYTES) as fanout:
-        check = partial(_check, control.url)
-        for position, found in fanout(check, items, READERS * largest * 2 + 2**28):
-            findings += found
-            done += len(items[position])
-            on_progress(done, len(entries))
-    return Verification(len(entries), total, tuple(sorted(findings, key=lambda f: (f.block, f.array))))
+    checked = check_objects(control.url, list(_entries(plan, receipts)), on_progress)
+    findings += checked.findings
+    return Verification(checked.shards, checked.bytes, tuple(sorted(findings, key=lambda f: (f.block, f.array))))
 
 
 def _entries(plan: ScorePlan, receipts: pa.Table) -> Iterator[Entry]:
@@ -115,28 +50,6 @@ def _entries(plan: ScorePlan, receipts: pa.Table) -> Iterator[Entry]:
         hashes = receipts[f"{spec.name}.sha256"].to_pylist()
         for block, size, sha256 in zip(block_numbers(receipts).tolist(), sizes, hashes, strict=True):
             yield block, shard_object(spec, plan.grid.index(block)), size, sha256
-
-
-def _check(url: str, entries: Sequence[Entry]) -> list[Finding]:
-    """The findings among a few shards, several read at a time."""
-    with ThreadPoolExecutor(READERS) as readers:
-        return [found for found in readers.map(partial(_check_one, url), entries) if found]
-
-
-def _check_one(url: str, entry: Entry) -> Finding | None:
-    block, key, size, sha256 = entry
-    array = key.partition("/")[0]
-    try:
-        stored = open_storage(url).get(key)
-    except NotFoundError:
-        return Finding(block, array, key, "missing", "no object")
-    except IntegrityError as error:
-        return Finding(block, array, key, "damaged", error.measured)
-    if len(stored) != size:
-        return Finding(block, array, key, "damaged", f"{len(stored)} bytes, receipt {size}")
-    if hashlib.sha256(stored).digest() != sha256:
-        return Finding(block, array, key, "damaged", "SHA-256 differs from the receipt")
-    return None
 
 
 def _unreceipted(control: Control, plan: ScorePlan, receipts: pa.Table) -> Iterator[Finding]:

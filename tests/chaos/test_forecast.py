@@ -14,9 +14,9 @@ import ray
 from surveys import plan_of
 
 from geobatch import cluster
+from geobatch.lease import leased
 from geobatch.score.deployment import deployed
 from geobatch.score.dispatch import Answer, Dispatcher, Work
-from geobatch.score.lease import leased
 from geobatch.score.receipts import Ledger, Receipt, ShardReceipt
 from geobatch.score.simulate import Workload, simulate
 from geobatch.score.spec import ScoreResources

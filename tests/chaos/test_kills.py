@@ -20,9 +20,9 @@ from geobatch.errors import LeaseError, TransientError
 from geobatch.local_s3 import LocalS3
 from geobatch.storage import join_url, open_storage
 
-LEASE_S = {"geobatch.score.lease.TIMEOUT_S": 1.0, "geobatch.score.lease.RENEWAL_S": 0.3}
+LEASE_S = {"geobatch.lease.TIMEOUT_S": 1.0, "geobatch.lease.RENEWAL_S": 0.3}
 # A run that is to be stopped has no thread that renews, which could be stopped inside a folder's lock.
-LEASE_OF_STOPPED_S = {"geobatch.score.lease.TIMEOUT_S": 601, "geobatch.score.lease.RENEWAL_S": 600}
+LEASE_OF_STOPPED_S = {"geobatch.lease.TIMEOUT_S": 601, "geobatch.lease.RENEWAL_S": 600}
 LOCK_S = {"geobatch.storage.files.LOCK_TIMEOUT_S": 0.5}
 STRAGGLER_S = {"geobatch.score.dispatch.STRAGGLER_LEAST_S": 0.5}
 

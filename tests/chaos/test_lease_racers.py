@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from proxy import chaos_proxy
 
+from geobatch import lease as leases
 from geobatch.errors import LeaseError
+from geobatch.lease import LEASE, Holder, Lease
 from geobatch.local_s3 import LocalS3, environment
-from geobatch.score import lease as leases
-from geobatch.score.lease import LEASE, Holder, Lease
 from geobatch.storage import join_url, open_storage
 
 RACERS = 16

@@ -1,0 +1,422 @@
+"""What every raw format shares on its way to a survey: one writer, pieces with receipts, resume, and a quality table.
+
+    with ingesting(dst_url, decisive, overwrite=False) as work:
+        tables = work.remembered("scan", scan, parts, …)     # read from what an earlier run stored, where there is any
+        work.create(specs, values)                           # arrays; the group does not exist yet
+        written = work.write(write_piece, pieces, …)         # only pieces without a receipt that holds
+        work.finish(specs, info, values)                     # manifest and quality table, then the group: it opens
+
+A piece is the unit of work: it stores whole shards, each by one PUT, and returns what proves them. Receipts are flushed
+every few seconds, so that a run that ends anywhere costs the pieces in flight and one batch. `decisive` is everything
+that decides a byte of the survey: what was begun under another one is begun anew, and a finished survey is kept unless
+`overwrite` says otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet
+
+from geobatch.errors import IntegrityError, NotFoundError, TransientError, UsageError
+from geobatch.fanout import FanOut, in_order
+from geobatch.lease import LEASE, Control, leased
+from geobatch.proof import Entry, Verification, check_objects
+from geobatch.shards import ArraySpec, Index, create_arrays, encode_shard, finish_group, shard_key
+from geobatch.storage import open_storage
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+DECISIVE = "_geobatch/ingest.json"
+BATCHES = "_geobatch/receipts"
+MANIFEST = "_geobatch/manifest.parquet"
+QUALITY = "_geobatch/quality.parquet"
+FLUSH_INTERVAL_S = 5.0
+
+_OBJECT = pa.struct([("key", pa.string()), ("size", pa.int64()), ("sha256", pa.binary(32))])
+_FAULT = pa.struct([(name, pa.string()) for name in ("what", "where", "fault", "action")])
+_RECEIPTS = pa.schema(
+    [
+        ("piece", pa.int64()),
+        ("fence", pa.int64()),
+        ("objects", pa.list_(_OBJECT)),
+        ("faults", pa.list_(_FAULT)),
+        ("figures", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A bad trace, record, tile or row, and what became of it: one row of the survey's quality table.
+
+    Attributes:
+        what: What it is, such as `trace`.
+        where: Which one, such as `f3.sgy trace 1204 (inline 111, crossline 890)`.
+        fault: What ails it, such as `same inline and crossline as trace 1203`.
+        action: What was done, such as `left out`.
+    """
+
+    what: str
+    where: str
+    fault: str
+    action: str
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An object that was stored: its key, its size in bytes and the SHA-256 of its bytes."""
+
+    key: str
+    size: int
+    sha256: bytes
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a piece did.
+
+    Attributes:
+        objects: What it stored, durably.
+        faults: What it found wrong with its input.
+        figures: Anything else, as JSON; comes back with the receipt when a later run resumes.
+    """
+
+    objects: tuple[Stored, ...]
+    faults: tuple[Fault, ...] = ()
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+class Ingestion:
+    """A survey that this process alone writes. Made by `ingesting`.
+
+    Attributes:
+        url: Where it goes.
+        done: Its description, when it was finished before and nothing is to be done.
+        resumed: An earlier run of the same kind got some way.
+    """
+
+    def __init__(self, control: Control, done: dict[str, Any] | None, resumed: bool) -> None:
+        self.control, self.url = control, control.url
+        self.done, self.resumed = done, resumed
+        self._faults: list[Fault] = []
+        self._written: dict[int, Written] = {}
+        self._pending: list[int] = []
+        self._flushed_at = time.monotonic()
+        self._sequence = 0
+
+    def remembered(
+        self,
+        name: str,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        *,
+        dump: Callable[[Result], bytes],
+        load: Callable[[bytes], Result],
+        fanout: FanOut,
+        task_bytes: int,
+        on_result: Callable[[Item], None] = lambda item: None,
+    ) -> list[Result]:
+        """The results of `function` in the order of `items`; each is stored as it is made, and read on resume.
+
+        Args:
+            name: Of the folder in which results are kept until the survey is finished.
+            function: Runs in a task.
+            items: What it runs on.
+            dump: A result as bytes.
+            load: The result again.
+            fanout: Runs it.
+            task_bytes: Most memory of one task.
+            on_result: Hears of each item when it is done.
+        """
+        folder = f"_geobatch/{name}"
+        stored = {key for key, _ in self.control.storage.list(folder)} if self.resumed else set()
+        task = partial(_remember, self.url, folder, stored, function, dump, load)
+        numbered = list(enumerate(items))
+        return in_order(fanout, task, numbered, task_bytes=task_bytes, on_result=lambda pair: on_result(pair[1]))
+
+    def report(self, faults: Iterable[Fault]) -> None:
+        """Add to the quality table what no piece reports."""
+        self._faults += faults
+
+    def create(self, specs: Sequence[ArraySpec], values: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Write the metadata of every array, and the small arrays whole."""
+        self.control.require()
+        create_arrays(self.url, specs, values)
+
+    def write(
+        self,
+        function: Callable[[Item], Written],
+        pieces: Sequence[Item],
+        *,
+        fanout: FanOut,
+        task_bytes: int,
+        on_piece: Callable[[Item], None] = lambda piece: None,
+    ) -> list[Written]:
+        """What every piece wrote, in the order of `pieces`; those with receipts that hold are not written again.
+
+        Args:
+            function: Writes one piece, in a task.
+            pieces: The same ones in the same order for the same `decisive`.
+            fanout: Runs the tasks.
+            task_bytes: Most memory of one task.
+            on_piece: Hears of each piece when it is done.
+        """
+        self._written = self._held() if self.resumed else {}
+        for number in self._written:
+            on_piece(pieces[number])
+        missing = [number for number in range(len(pieces)) if number not in self._written]
+        try:
+            for position, written in fanout(function, [pieces[number] for number in missing], task_bytes):
+                self._written[missing[position]] = written
+                self._pending.append(missing[position])
+                on_piece(pieces[missing[position]])
+                if time.monotonic() - self._flushed_at > FLUSH_INTERVAL_S:
+                    with contextlib.suppress(TransientError):
+                        self._flush()
+        finally:
+            self._flush()
+        return [self._written[number] for number in range(len(pieces))]
+
+    def finish(self, specs: Sequence[ArraySpec], info: Mapping[str, Any], **attributes: Any) -> dict[str, Any]:
+        """Write manifest and quality table, then the group, so that the survey opens; returns its description.
+
+        Args:
+            specs: Every array.
+            info: The survey's own description, the group's attribute `geobatch`.
+            attributes: More attributes of the group.
+        """
+        self.control.put(MANIFEST, _parquet(self._table(sorted(self._written))))
+        faults = [*self._faults, *(fault for number in sorted(self._written) for fault in self._written[number].faults)]
+        self.control.put(QUALITY, _parquet(_fault_table(faults)))
+        described = {**info, "faults": _counts(faults)}
+        self.control.require()
+        finish_group(self.url, specs, {**attributes, "geobatch": described})
+        for key, _ in list(self.control.storage.list("_geobatch/")):
+            if key.count("/") > 1:
+                self.control.delete(key)
+        return described
+
+    def digests(self) -> list[str]:
+        """SHA-256 of every object, in the order of pieces."""
+        return [stored.sha256.hex() for number in sorted(self._written) for stored in self._written[number].objects]
+
+    def _held(self) -> dict[int, Written]:
+        """What the receipts prove of pieces all of whose objects are stored at the size they say."""
+        found: dict[int, Written] = {}
+        for key in [MANIFEST, *(key for key, _ in self.control.storage.list(BATCHES))]:
+            table = _read_table(self.control, key)
+            if len(table) and self.control.lease:
+                self.control.lease.outrank(int(table["fence"].to_numpy().max()))
+            found |= {row["piece"]: _written(row) for row in table.to_pylist()}
+        arrays = {stored.key.partition("/")[0] for written in found.values() for stored in written.objects}
+        sizes = {key: size for array in arrays for key, size in self.control.storage.list(f"{array}/c")}
+        return {
+            number: written
+            for number, written in found.items()
+            if all(sizes.get(stored.key) == stored.size for stored in written.objects)
+        }
+
+    def _flush(self) -> None:
+        self._flushed_at = time.monotonic()
+        if not self._pending:
+            return
+        self._sequence += 1
+        name = f"{BATCHES}/{self.control.fence:08d}-{self._sequence:06d}-{uuid.uuid4().hex[:8]}.parquet"
+        self.control.put_new(name, _parquet(self._table(self._pending)))
+        self._pending = []
+
+    def _table(self, numbers: Sequence[int]) -> pa.Table:
+        rows = [
+            {
+                "piece": number,
+                "fence": self.control.fence,
+                "objects": [vars(stored) for stored in self._written[number].objects],
+                "faults": [vars(fault) for fault in self._written[number].faults],
+                "figures": json.dumps(self._written[number].figures),
+            }
+            for number in numbers
+        ]
+        return pa.Table.from_pylist(rows, schema=_RECEIPTS)
+
+
+@contextlib.contextmanager
+def ingesting(
+    dst_url: str,
+    decisive: Mapping[str, Any],
+    *,
+    overwrite: bool,
+    on_wait: Callable[[str], None] = lambda holder: None,
+) -> Iterator[Ingestion]:
+    """The right to write a survey, with what an earlier run of the same `decisive` left.
+
+    Args:
+        dst_url: Where it goes.
+        decisive: Sources with their versions, options, and the version of the code that decides bytes; JSON.
+        overwrite: Replace another survey that is complete.
+        on_wait: Told who writes the survey, when another process does.
+
+    Raises:
+        UsageError: another survey is there, or something that no ingest wrote.
+        LeaseError: another process writes it and does not end.
+    """
+    _refuse_other(dst_url, decisive, overwrite)
+    with leased(dst_url, on_wait=on_wait) as control:
+        # Whoever held the lease until now may have finished it.
+        done = _refuse_other(dst_url, decisive, overwrite)
+        begun = control.get_json(DECISIVE)
+        same = begun is not None and begun == _canonical(decisive)
+        if done is not None and same:
+            yield Ingestion(control, done, resumed=True)
+            return
+        if not same:
+            if begun is not None or control.storage.exists("zarr.json"):
+                _remove(control)
+            control.put_json(DECISIVE, _canonical(decisive))
+        yield Ingestion(control, None, resumed=same)
+
+
+def store_shard(url: str, spec: ArraySpec, index: Index, data: npt.NDArray[Any]) -> Stored:
+    """Store one shard of the survey at `url`, and what proves it."""
+    encoded = encode_shard(spec, np.ascontiguousarray(data))
+    key = shard_key(spec, index)
+    open_storage(url).put(key, encoded)
+    return Stored(key, len(encoded), hashlib.sha256(encoded).digest())
+
+
+def read_quality(url: str) -> list[Fault]:
+    """The quality table of an ingested survey: what was wrong with its sources, and what became of it.
+
+    Raises:
+        NotFoundError: no ingest finished there.
+    """
+    table = pyarrow.parquet.read_table(pa.BufferReader(open_storage(url).get(QUALITY)))
+    return [Fault(**row) for row in table.to_pylist()]
+
+
+def is_ingested(url: str) -> bool:
+    """True when an ingest that keeps receipts wrote the survey there."""
+    return open_storage(url).exists(DECISIVE)
+
+
+def verify_ingested(url: str, *, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Verification:
+    """Read every shard of an ingested survey and compare size and SHA-256 with its manifest.
+
+    Raises:
+        NotFoundError: no ingest finished there.
+        IntegrityError: its manifest does not read.
+    """
+    control = Control(url)
+    if not control.storage.exists(MANIFEST):
+        raise NotFoundError("no finished ingest there", where=url, remedy="Run geobatch ingest again: it goes on.")
+    entries: list[Entry] = [
+        (row["piece"], stored["key"], stored["size"], stored["sha256"])
+        for row in _read_table(control, MANIFEST).to_pylist()
+        for stored in row["objects"]
+    ]
+    return check_objects(control.url, entries, on_progress)
+
+
+def _remember(
+    url: str,
+    folder: str,
+    stored: set[str],
+    function: Callable[[Any], Any],
+    dump: Callable[[Any], bytes],
+    load: Callable[[bytes], Any],
+    numbered: tuple[int, Any],
+) -> Any:
+    number, item = numbered
+    key, storage = f"{folder}/{number:08d}", open_storage(url)
+    if key in stored:
+        return load(storage.get(key))
+    result = function(item)
+    storage.put(key, dump(result))
+    return result
+
+
+def _refuse_other(url: str, decisive: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """The description of the complete survey that is there already, None when none is.
+
+    Only a complete group opens, so only that is worth protecting; what was left unfinished is written again.
+    """
+    storage = open_storage(url)
+    if not storage.exists("zarr.json"):
+        return None
+    info = json.loads(storage.get("zarr.json")).get("attributes", {}).get("geobatch", {})
+    control = Control(url)
+    if control.get_json(DECISIVE) == _canonical(decisive):
+        return dict(info)
+    if not overwrite:
+        raise UsageError(
+            "a survey is there already", where=url, remedy="Give another output, or --overwrite to replace it."
+        )
+    if info.get("kind") in (None, "scored"):
+        raise UsageError("what is there is no ingested survey, and is not overwritten", where=url)
+    return None
+
+
+def _remove(control: Control) -> None:
+    """Remove a survey's group first, so that it no longer opens, then its arrays and its control state."""
+    control.delete("zarr.json")
+    keys = [key for key, _ in control.storage.list()]
+    arrays = {key.removesuffix("zarr.json") for key in keys if key.count("/") == 1 and key.endswith("/zarr.json")}
+    for key in keys:
+        ours = key.startswith("_geobatch/") and key != LEASE
+        if ours or key[: key.find("/") + 1] in arrays:
+            control.delete(key)
+
+
+def _canonical(decisive: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(decisive, sort_keys=True))
+
+
+def _counts(faults: Sequence[Fault]) -> dict[str, int]:
+    """How often each kind of thing was treated in each way."""
+    counts: dict[str, int] = {}
+    for fault in faults:
+        name = f"{fault.what}s {fault.action}"
+        counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def _fault_table(faults: Sequence[Fault]) -> pa.Table:
+    return pa.Table.from_pylist([vars(fault) for fault in faults], schema=pa.schema(list(_FAULT)))
+
+
+def _written(row: dict[str, Any]) -> Written:
+    return Written(
+        tuple(Stored(**stored) for stored in row["objects"]),
+        tuple(Fault(**fault) for fault in row["faults"]),
+        json.loads(row["figures"]),
+    )
+
+
+def _read_table(control: Control, key: str) -> pa.Table:
+    body = control.get(key)
+    if body is None:
+        return _RECEIPTS.empty_table()
+    try:
+        return pyarrow.parquet.read_table(pa.BufferReader(body)).cast(_RECEIPTS)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        where = f"{control.url}/{key}"
+        raise IntegrityError("receipts do not read", where=where, measured=str(error).splitlines()[0]) from error
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pyarrow.parquet.write_table(table, sink, compression="zstd")
+    body: bytes = sink.getvalue().to_pybytes()
+    return body

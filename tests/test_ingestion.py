@@ -1,0 +1,190 @@
+"""Ingest that ends anywhere and goes on: receipts, resume, verification, what is kept and what is replaced."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from segy_files import write_segy
+
+from geobatch.errors import NotFoundError, TransientError
+from geobatch.fanout import open_fanout
+from geobatch.formats import segy_ingest
+from geobatch.formats.ingestion import (
+    Fault,
+    Written,
+    ingesting,
+    is_ingested,
+    read_quality,
+    store_shard,
+    verify_ingested,
+)
+from geobatch.formats.segy_ingest import ingest
+from geobatch.shards import ArraySpec
+from geobatch.storage import open_storage
+from geobatch.survey import open_survey
+
+GRID: Any = {"chunk": (4, 4, 16), "shard": (4, 4, 16)}
+COLUMNS = 15
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever cluster other tests have started, this one's pieces are written here."""
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+
+
+def survey_file(folder: Path, name: str = "a.sgy", seed: int = 0) -> str:
+    values = np.random.default_rng(seed).normal(size=(9, 17, 37)).astype(np.float32)
+    return str(write_segy(folder / name, values))
+
+
+def shard_bytes(url: str) -> dict[str, bytes]:
+    storage = open_storage(url)
+    return {key: storage.get(key) for key, _ in storage.list() if "/c/" in key and not key.startswith("_geobatch")}
+
+
+def count_columns(monkeypatch: pytest.MonkeyPatch, fail_at: int = 0) -> list[tuple[int, int]]:
+    """The columns that are read from now on; the one with that number fails."""
+    seen: list[tuple[int, int]] = []
+    own = segy_ingest.read_column
+
+    def read(column: Any, file: Any) -> Any:
+        seen.append(column.index)
+        if len(seen) == fail_at:
+            raise TransientError("storage went away")
+        return own(column, file)
+
+    monkeypatch.setattr(segy_ingest, "read_column", read)
+    return seen
+
+
+def test_failed_ingest_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = survey_file(tmp_path), str(tmp_path / "survey")
+    whole = ingest(source, str(tmp_path / "whole"), **GRID)
+    with monkeypatch.context() as patch:
+        seen = count_columns(patch, fail_at=7)
+        with pytest.raises(TransientError):
+            ingest(source, target, **GRID)
+    assert not open_storage(target).exists("zarr.json")
+    with monkeypatch.context() as patch:
+        again = count_columns(patch)
+        patch.setattr(segy_ingest, "scan_slab", lambda *slab, **options: pytest.fail("scanned again"))
+        summary = ingest(source, target, **GRID)
+    assert len(seen) == 7 and len(again) == COLUMNS - 6
+    assert not set(seen[:6]) & set(again)
+    assert summary["identity"] == whole["identity"]
+    assert shard_bytes(target) == shard_bytes(str(tmp_path / "whole"))
+    assert not list(open_storage(target).list("_geobatch/receipts"))
+    assert not list(open_storage(target).list("_geobatch/scan"))
+
+
+def test_finished_ingest_is_told_and_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = survey_file(tmp_path), str(tmp_path / "survey")
+    first = ingest(source, target, **GRID)
+    seen = count_columns(monkeypatch)
+    again = ingest(source, target, **GRID)
+    assert not seen and again["identity"] == first["identity"]
+
+
+def test_what_was_begun_from_another_file_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, other, target = survey_file(tmp_path), survey_file(tmp_path, "b.sgy", 1), str(tmp_path / "survey")
+    with monkeypatch.context() as patch, pytest.raises(TransientError):
+        count_columns(patch, fail_at=7)
+        ingest(source, target, **GRID)
+    ingest(other, target, **GRID)
+    ingest(other, str(tmp_path / "whole"), **GRID)
+    assert shard_bytes(target) == shard_bytes(str(tmp_path / "whole"))
+
+
+def test_files_of_others_in_the_folder_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = survey_file(tmp_path), tmp_path / "survey"
+    (target / "notes").mkdir(parents=True)
+    (target / "notes/mine.txt").write_text("mine")
+    with monkeypatch.context() as patch, pytest.raises(TransientError):
+        count_columns(patch, fail_at=7)
+        ingest(source, str(target), **GRID)
+    ingest(survey_file(tmp_path, "b.sgy", 1), str(target), **GRID)
+    ingest(source, str(target), **GRID, overwrite=True)
+    assert (target / "notes/mine.txt").read_text() == "mine"
+
+
+def test_lost_and_cut_shards_are_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = survey_file(tmp_path), str(tmp_path / "survey")
+    ingest(source, target, **GRID)
+    before, storage = shard_bytes(target), open_storage(target)
+    storage.delete("zarr.json")
+    storage.delete("amplitude/c/0/1/0")
+    storage.put("trace_header/c/2/2/0", b"")
+    seen = count_columns(monkeypatch)
+    ingest(source, target, **GRID)
+    assert sorted(seen) == [(0, 1), (2, 2)]
+    assert shard_bytes(target) == before
+
+
+def test_verify_finds_every_damaged_shard(tmp_path: Path) -> None:
+    source, target = survey_file(tmp_path), str(tmp_path / "survey")
+    with pytest.raises(NotFoundError, match="no finished ingest"):
+        verify_ingested(target)
+    ingest(source, target, **GRID)
+    assert is_ingested(target)
+    result = verify_ingested(target)
+    assert (result.shards, result.findings) == (COLUMNS * 4, ())
+    storage = open_storage(target)
+    body = bytearray(storage.get("amplitude/c/1/1/1"))
+    body[10] ^= 1
+    storage.put("amplitude/c/1/1/1", bytes(body))
+    storage.delete("amplitude/c/0/0/2")
+    found = {(finding.key, finding.what) for finding in verify_ingested(target).findings}
+    assert found == {("amplitude/c/1/1/1", "damaged"), ("amplitude/c/0/0/2", "missing")}
+
+
+def test_quality_table_holds_faults_of_pieces_and_of_the_whole(tmp_path: Path) -> None:
+    spec = ArraySpec("values", ("x",), (4,), "float32", (2,), (2,))
+    url = str(tmp_path / "survey")
+
+    def write(index: int) -> Written:
+        stored = store_shard(url, spec, (index,), np.full(2, index, np.float32))
+        return Written((stored,), (Fault("tile", f"tile {index}", "torn", "left out"),), {"sum": 2.0 * index})
+
+    with ingesting(url, {"format": "test"}, overwrite=False) as work, open_fanout(small=True) as fanout:
+        work.report([Fault("row", "row 7", "no number", "masked")])
+        work.create([spec], {})
+        written = work.write(write, [0, 1], fanout=fanout, task_bytes=2**20)
+        info = work.finish([spec], {"schema": 1, "kind": "test", "state": "complete"})
+    assert [part.figures["sum"] for part in written] == [0.0, 2.0]
+    assert info["faults"] == {"rows masked": 1, "tiles left out": 2}
+    assert [fault.where for fault in read_quality(url)] == ["row 7", "tile 0", "tile 1"]
+    assert open_survey(url)["values"].values.tolist() == [0, 0, 1, 1]
+
+
+def test_killed_ingest_goes_on(tmp_path: Path) -> None:
+    source, target = survey_file(tmp_path), tmp_path / "survey"
+    whole = str(tmp_path / "whole")
+    ingest(source, whole, **GRID)
+    script = (
+        "import sys, time; from geobatch.formats import segy_ingest, ingestion; ingestion.FLUSH_INTERVAL_S = 0.0\n"
+        "own = segy_ingest.read_column\n"
+        "def slow(column, file): time.sleep(0.1); return own(column, file)\n"
+        "segy_ingest.read_column = slow\n"
+        "segy_ingest.ingest(sys.argv[1], sys.argv[2], chunk=(4, 4, 16), shard=(4, 4, 16))"
+    )
+    for stored in (3, 9):
+        process = subprocess.Popen([sys.executable, "-c", script, source, str(target)])
+        deadline = time.monotonic() + 60
+        while len(list((target / "amplitude/c").rglob("*/0"))) < stored and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    receipts = list((target / "_geobatch/receipts").iterdir())
+    assert len(receipts) >= 2
+    ingest(source, str(target), **GRID)
+    assert shard_bytes(str(target)) == shard_bytes(whole)
+    assert verify_ingested(str(target)).findings == ()
