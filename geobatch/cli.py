@@ -20,6 +20,7 @@ from geobatch.errors import GeobatchError
 
 INTERRUPTED = 130
 WATCHED = ("run", "repair", "retry")
+UNITS = {"ingest": "parts", "train": "steps", "score": "blocks"}
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 messages = Console(stderr=True, highlight=False)
 
@@ -33,42 +34,34 @@ Source = Annotated[str, typer.Argument(help="s3://bucket/key or a path.")]
 def ingest(
     src: Source,
     dst: Annotated[str, typer.Argument(help="URL of the survey to write.")],
-    inline_byte: Annotated[int, typer.Option(help="First trace header byte of the inline number.")] = 189,
-    crossline_byte: Annotated[int, typer.Option(help="First trace header byte of the crossline number.")] = 193,
-    x_byte: Annotated[int, typer.Option(help="First trace header byte of cdp_x.")] = 181,
-    y_byte: Annotated[int, typer.Option(help="First trace header byte of cdp_y.")] = 185,
-    crs: Annotated[str | None, typer.Option(help="Coordinate reference system, such as EPSG:23031.")] = None,
-    attribution: Annotated[str | None, typer.Option(help="Whom to name wherever the data are shown.")] = None,
-    quantity: Annotated[str | None, typer.Option(help="amplitude or velocity; found in the headers if absent.")] = None,
-    domain: Annotated[str | None, typer.Option(help="time or depth; found in the headers if absent.")] = None,
-    sample_interval: Annotated[float | None, typer.Option(help="Sample interval in the sample unit.")] = None,
-    sample_start: Annotated[float | None, typer.Option(help="First sample in the sample unit.")] = None,
-    sample_unit: Annotated[str | None, typer.Option(help="ms, m or ft; follows the domain if absent.")] = None,
+    format_name: Annotated[str | None, typer.Option("--format", help="By the suffix if absent.")] = None,
+    options: Annotated[list[str] | None, typer.Option("--set", help="key=value, an option of the format.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a survey that is there already.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a survey (sharded Zarr) from a raw file."""
-    from geobatch.formats import find_ingest
-    from geobatch.formats.segy import SegyLayout
+    """Make a survey (sharded Zarr) from a raw file or folder; `geobatch formats` lists formats and their options."""
+    from geobatch.formats import find_format
+    from geobatch.job import parse_job, run_job, with_overrides
 
-    layout = SegyLayout(inline=inline_byte, crossline=crossline_byte, cdp_x=x_byte, cdp_y=y_byte)
-    run_ingest = find_ingest(src)
-    with _Progress("ingest", "traces") as update:
-        summary = run_ingest(
-            src,
-            dst,
-            layout=layout,
-            crs=crs,
-            attribution=attribution,
-            quantity=quantity,
-            domain=domain,
-            sample_interval=sample_interval,
-            sample_start=sample_start,
-            sample_unit=sample_unit,
-            overwrite=overwrite,
-            on_progress=update,
-        )
+    document = {"job": "ingest", "source": src, "output": dst, "format": format_name, "overwrite": overwrite}
+    job = parse_job(with_overrides(document, [f"options.{option}" for option in options or []]), "ingest")
+    with _Progress("ingest", find_format(src, format_name)[1].unit) as update:
+        summary = run_job(job, on_progress=update)
     _print_result(summary, as_json)
+
+
+@app.command()
+def formats(as_json: AsJson = False) -> None:
+    """The raw formats that ingest reads, with the options of each."""
+    from geobatch.formats import FORMATS, option_table
+
+    if as_json:
+        _print_result({name: format_.options.model_json_schema() for name, format_ in FORMATS.items()}, True)
+        return
+    for name, format_ in FORMATS.items():
+        print(f"{name}: {format_.about} ({', '.join(format_.suffixes) or 'by --format'})")
+        for option, about in option_table(name):
+            print(f"    {option}: {about}")
 
 
 @app.command()
@@ -94,7 +87,7 @@ def run(
     from geobatch.job import load_job, run_job
 
     job = load_job(job_file, overrides or [])
-    with _Progress(job.name, "blocks" if job.job == "score" else "steps") as update:
+    with _Progress(job.name, UNITS[job.job]) as update:
         result = run_job(job, force=force, on_progress=update)
     _print_result(result, as_json)
 

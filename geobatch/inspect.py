@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from geobatch.fanout import open_fanout
-from geobatch.formats import INGEST
+from geobatch.formats import FORMATS
 from geobatch.formats.segy import SegyFile, SegyLayout, open_segy
 from geobatch.formats.segy_geometry import make_grid
 from geobatch.formats.segy_ingest import SMALL_FILE_BYTES, scan
@@ -41,7 +41,7 @@ def inspect_survey(url: str, *, layout: SegyLayout | None = None) -> dict[str, A
         DataError: what is there is no survey, or a damaged file.
     """
     url = absolute_url(url)
-    if PurePosixPath(url).suffix.lower() in INGEST:
+    if PurePosixPath(url).suffix.lower() in FORMATS["segy"].suffixes:
         return _inspect_segy(open_segy(url), layout or SegyLayout())
     dataset = open_survey(url)
     info = survey_info(dataset)

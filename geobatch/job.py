@@ -10,12 +10,17 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from geobatch.errors import UsageError
+from geobatch.formats.spec import IngestJob
 from geobatch.score.spec import ScoreJob
 from geobatch.storage import open_storage, split_url
 from geobatch.train.spec import TrainJob
 
-Job = ScoreJob | TrainJob
-JOBS: dict[str, type[ScoreJob] | type[TrainJob]] = {"score": ScoreJob, "train": TrainJob}
+Job = ScoreJob | TrainJob | IngestJob
+JOBS: dict[str, type[ScoreJob] | type[TrainJob] | type[IngestJob]] = {
+    "ingest": IngestJob,
+    "train": TrainJob,
+    "score": ScoreJob,
+}
 
 
 def load_job(url: str, overrides: Sequence[str] = ()) -> Job:
@@ -35,9 +40,18 @@ def load_job(url: str, overrides: Sequence[str] = ()) -> Job:
         raise UsageError("job file is not YAML", where=url, measured=str(error).replace("\n", " ")) from error
     if not isinstance(document, dict):
         raise UsageError("job file holds no mapping", where=url, measured=type(document).__name__)
+    return parse_job(with_overrides(document, overrides), url)
+
+
+def with_overrides(document: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The document with each `key=value` set, dots in the key going down into mappings and lists.
+
+    Raises:
+        UsageError: an override does not read, or names no key that could be set.
+    """
     for override in overrides:
         _override(document, override)
-    return parse_job(document, url)
+    return document
 
 
 def parse_job(document: Mapping[str, Any], where: str = "job") -> Job:
@@ -86,6 +100,10 @@ def run_job(
         from geobatch.score.run import score
 
         return score(job, force=force, on_progress=lambda progress: on_progress(progress.done, progress.total, ""))
+    if isinstance(job, IngestJob):
+        from geobatch.formats import ingest_job
+
+        return ingest_job(job, lambda done, total: on_progress(done, total, ""))
     from geobatch.models.bundle import load_bundle
     from geobatch.train.train import train
 

@@ -13,7 +13,7 @@ declare -A attribution=(
 for file in segy/f3.sgy segy/f3-ebcidctest.sgy penobscot/penobscot_xl1155.sgy; do
     name="$(basename "$file" .sgy)"
     "$geobatch" ingest "$data/subsurface/$file" "$out/$name/survey" --overwrite \
-        --attribution "${attribution[$name]}" >/dev/null
+        --set attribution="${attribution[$name]}" >/dev/null
     "$geobatch" inspect "$out/$name/survey"
     "$geobatch" run jobs/score_synthetic.yaml --set "survey=$out/$name/survey" --set "bundle=$bundle" \
         --set "output=$out/$name/scored" >/dev/null

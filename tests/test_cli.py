@@ -71,7 +71,7 @@ def damage(raw: Path, kind: str) -> None:
         ("truncated", "bytes"),
         ("empty", "empty"),
         ("text", "SEG-Y"),
-        ("no geometry", "--inline-byte"),
+        ("no geometry", "inline_byte="),
     ],
 )
 def test_bad_raw_file_is_exit_3_and_leaves_no_survey(

@@ -249,7 +249,7 @@ def test_one_piece_of_evidence_is_a_doubt_and_an_option_settles_it(tmp_path: Pat
     meaning = judge(file, table)
     assert (meaning.quantity, meaning.domain) == ("amplitude", "time")
     about_quantity, about_domain = meaning.doubts
-    assert "--quantity velocity" in about_quantity
+    assert "quantity=velocity" in about_quantity
     assert "sample interval 5 is unusual in ms" in about_domain
     settled = judge(file, table, quantity="velocity", sample_unit="ft")
     assert (settled.quantity, settled.domain, settled.sample_unit) == ("velocity", "depth", "m")

@@ -16,7 +16,7 @@ from segy_files import amplitudes, write_segy
 
 from geobatch.errors import FormatError, GeometryError, NotFoundError, UsageError
 from geobatch.fanout import in_order, open_fanout
-from geobatch.formats import find_ingest, ingest
+from geobatch.formats import FORMATS, IngestJob, find_format, ingest, ingest_job, option_table
 from geobatch.formats.segy_survey import clip_grid
 from geobatch.inspect import LEVELS, inspect_survey
 from geobatch.storage import open_storage
@@ -224,7 +224,25 @@ def test_grid_is_clipped_to_the_survey() -> None:
         ingest("a.sgy", "b", shard=(128, 96, 128))
 
 
-def test_suffix_finds_the_format() -> None:
-    assert find_ingest("s3://bucket/raw/F3.SEGY") is ingest
+def test_suffix_or_name_finds_the_format() -> None:
+    assert find_format("s3://bucket/raw/F3.SEGY") == ("segy", FORMATS["segy"])
+    assert find_format("s3://bucket/raw/f3.bin", "segy")[0] == "segy"
     with pytest.raises(UsageError, match=r"\.txt.*\.segy, \.sgy"):
-        find_ingest("a.txt")
+        find_format("a.txt")
+    with pytest.raises(UsageError, match="Did you mean segy"):
+        find_format("a.txt", "sgy")
+
+
+def test_option_that_a_format_lacks_is_named(tmp_path: Path) -> None:
+    path = write_segy(tmp_path / "a.sgy", amplitudes((2, 3, 10)))
+    job = {"job": "ingest", "source": str(path), "output": str(tmp_path / "survey")}
+    with pytest.raises(UsageError, match="Did you mean inline_byte"):
+        ingest_job(IngestJob(**job, options={"inline": 189}))
+    with pytest.raises(UsageError, match=r"sample_unit.*options of segy|options of segy.*sample_unit"):
+        ingest_job(IngestJob(**job, options={"sample_unit": "furlong"}))
+    assert ingest_job(IngestJob(**job, options={"chunk": [2, 2, 8], "shard": [2, 2, 8]}))["shards"] == 4
+
+
+def test_every_option_says_what_it_is() -> None:
+    for name in FORMATS:
+        assert all(about for _, about in option_table(name))

@@ -1,29 +1,155 @@
-"""Raw file formats, by suffix: how each becomes a survey."""
+"""Raw formats: how each is found, what it may be told, and how it becomes a survey."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+import importlib
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from pydantic import ValidationError
+
 from geobatch.errors import UsageError
 from geobatch.formats.segy_ingest import ingest
+from geobatch.formats.spec import IngestJob, IngestOptions, IngestRun
 
-INGEST: dict[str, Callable[..., dict[str, Any]]] = {".sgy": ingest, ".segy": ingest}
+
+@dataclass(frozen=True)
+class Format:
+    """A raw format. Its module is imported when it is first needed, since field libraries take seconds to load.
+
+    Attributes:
+        module: Has `Options`, a subclass of `IngestOptions`; `ingest_source(src_url, dst_url, options, run)`, which
+            returns a summary; and `inspect_source(src_url, options)`, which returns a description.
+        suffixes: Of its files, lower case; none for what only a name tells.
+        unit: What its progress counts.
+        about: What it is, in a few words.
+    """
+
+    module: str
+    suffixes: tuple[str, ...]
+    unit: str
+    about: str
+
+    @property
+    def options(self) -> type[IngestOptions]:
+        """The schema of its options."""
+        schema: type[IngestOptions] = self._named("Options")
+        return schema
+
+    @property
+    def ingest(self) -> Callable[[str, str, Any, IngestRun], dict[str, Any]]:
+        """Makes a survey of a source."""
+        function: Callable[[str, str, Any, IngestRun], dict[str, Any]] = self._named("ingest_source")
+        return function
+
+    @property
+    def inspect(self) -> Callable[[str, Any], dict[str, Any]]:
+        """Describes a source without ingesting it."""
+        function: Callable[[str, Any], dict[str, Any]] = self._named("inspect_source")
+        return function
+
+    def _named(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.module), name)
 
 
-def find_ingest(url: str) -> Callable[..., dict[str, Any]]:
-    """The function that turns the raw file at `url` into a survey, by its suffix.
+FORMATS: dict[str, Format] = {
+    "segy": Format("geobatch.formats.segy_ingest", (".sgy", ".segy"), "traces", "SEG-Y rev 0, 1, 2"),
+}
+
+
+def find_format(url: str, name: str | None = None) -> tuple[str, Format]:
+    """The format called `name`, or the one that the suffix of `url` tells, with its name.
 
     Raises:
-        UsageError: the suffix is of no known format.
+        UsageError: the name or the suffix is of no known format.
     """
+    if name is not None:
+        if name not in FORMATS:
+            near = difflib.get_close_matches(name, FORMATS, n=1)
+            remedy = f"Did you mean {near[0]}?" if near else ""
+            raise UsageError("unknown format", measured=name, limit=", ".join(FORMATS), remedy=remedy)
+        return name, FORMATS[name]
     suffix = PurePosixPath(url).suffix.lower()
-    if suffix not in INGEST:
+    for known, format_ in FORMATS.items():
+        if suffix in format_.suffixes:
+            return known, format_
+    suffixes = sorted(suffix for format_ in FORMATS.values() for suffix in format_.suffixes)
+    raise UsageError(
+        "unknown file format",
+        where=url,
+        measured=suffix or "no suffix",
+        limit=", ".join(suffixes),
+        remedy=f"Name it with --format: {', '.join(FORMATS)}.",
+    )
+
+
+def parse_options(name: str, given: Mapping[str, Any]) -> IngestOptions:
+    """The options of a format from a mapping.
+
+    Raises:
+        UsageError: an option is unknown, the nearest known one is named, or its value is wrong.
+    """
+    schema = FORMATS[name].options
+    unknown = [key for key in given if key not in schema.model_fields]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], schema.model_fields, n=1, cutoff=0.5)
         raise UsageError(
-            "unknown file format", where=url, measured=suffix or "no suffix", limit=", ".join(sorted(INGEST))
+            f"{name} has no such option",
+            measured=unknown[0],
+            limit=f"one of {', '.join(sorted(schema.model_fields))}",
+            remedy=f"Did you mean {near[0]}?" if near else "",
         )
-    return INGEST[suffix]
+    try:
+        return schema.model_validate(dict(given))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(map(str, fault["loc"]))
+        raise UsageError(
+            f"{key}: {fault['msg']}", where=f"options of {name}", measured=repr(fault["input"])[:200]
+        ) from None
 
 
-__all__ = ["INGEST", "find_ingest", "ingest"]
+def option_table(name: str) -> list[tuple[str, str]]:
+    """Each option of a format with its default and what it says of it, from the docstrings of its schema."""
+    schema = FORMATS[name].options
+    told: dict[str, str] = {}
+    for kind in reversed(schema.__mro__):
+        _, _, attributes = (kind.__doc__ or "").partition("Attributes:\n")
+        lines = textwrap.dedent(attributes).splitlines() if issubclass(kind, IngestOptions) else []
+        option = ""
+        for line in lines:
+            if line and not line.startswith(" "):
+                option, _, told[option] = line.partition(": ")
+            elif option and line.strip():
+                told[option] += f" {line.strip()}"
+    return [(f"{key}={field.default}", told.get(key, "")) for key, field in schema.model_fields.items()]
+
+
+def ingest_job(job: IngestJob, on_progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+    """The summary of the survey that an ingest job writes.
+
+    Raises:
+        UsageError: the format is unknown, an option is wrong, or another survey is there already.
+        DataError: the source is bad as a whole; what is bad in parts stands in the survey's quality table.
+    """
+    name, format_ = find_format(job.source, job.format)
+    run = IngestRun(job.overwrite, job.num_cpus, on_progress)
+    return format_.ingest(job.source, job.output, parse_options(name, job.options), run)
+
+
+__all__ = [
+    "FORMATS",
+    "Format",
+    "IngestJob",
+    "IngestOptions",
+    "IngestRun",
+    "find_format",
+    "ingest",
+    "ingest_job",
+    "option_table",
+    "parse_options",
+]

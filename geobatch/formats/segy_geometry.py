@@ -158,4 +158,4 @@ def _candidates(table: TraceTable) -> str:
     found = [f"{byte} ({low} to {high})" for byte, (low, high) in table.varying.items() if low != high]
     if not found:
         return "No 4-byte header position varies between traces: the file carries no geometry."
-    return f"Header bytes that vary: {', '.join(found)}. Give two of them as --inline-byte and --crossline-byte."
+    return f"Header bytes that vary: {', '.join(found)}. Give two of them: --set inline_byte=… --set crossline_byte=…"

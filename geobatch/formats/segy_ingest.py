@@ -20,7 +20,7 @@ from geobatch.fanout import FanOut, in_order, open_fanout
 from geobatch.formats.ingestion import Ingestion, Written, ingesting, store_shard
 from geobatch.formats.segy import TRACE_HEADER_BYTES, SegyFile, SegyLayout, open_segy
 from geobatch.formats.segy_geometry import make_grid
-from geobatch.formats.segy_meaning import judge
+from geobatch.formats.segy_meaning import Domain, Quantity, SampleUnit, judge
 from geobatch.formats.segy_scan import TraceTable, dump_table, load_table, merge_tables, scan_slab, slabs
 from geobatch.formats.segy_survey import (
     NUMERICAL_VERSION,
@@ -31,6 +31,7 @@ from geobatch.formats.segy_survey import (
     small_arrays,
     volume_specs,
 )
+from geobatch.formats.spec import IngestOptions, IngestRun
 from geobatch.shards import ArraySpec, shard_grid, shard_indices, shard_region
 from geobatch.storage import absolute_url, open_storage, split_url
 from geobatch.survey import VOLUME_AXES
@@ -76,6 +77,56 @@ class _Passes:
     def add(self, traces: int) -> None:
         self.passed += traces
         self.report(self.passed // 2, self.traces)
+
+
+class Options(IngestOptions):
+    """Options of SEG-Y; `geobatch.formats.segy_ingest.ingest` says what each is.
+
+    Attributes:
+        inline_byte: First trace header byte of the inline number.
+        crossline_byte: First trace header byte of the crossline number.
+        x_byte: First trace header byte of cdp_x.
+        y_byte: First trace header byte of cdp_y.
+        quantity: `amplitude` or `velocity`.
+        domain: `time` or `depth`.
+        sample_interval: Step of the vertical axis in `sample_unit`.
+        sample_unit: `ms`, `m` or `ft`.
+        sample_start: First value of the vertical axis.
+        chunk: Unit of reading `(inline, crossline, sample)`.
+        shard: Unit of writing, a multiple of `chunk`.
+    """
+
+    inline_byte: int = SegyLayout.inline
+    crossline_byte: int = SegyLayout.crossline
+    x_byte: int = SegyLayout.cdp_x
+    y_byte: int = SegyLayout.cdp_y
+    quantity: Quantity | None = None
+    domain: Domain | None = None
+    sample_interval: float | None = None
+    sample_unit: SampleUnit | None = None
+    sample_start: float | None = None
+    chunk: Size3 = (64, 64, 64)
+    shard: Size3 = (128, 128, 128)
+
+    @property
+    def layout(self) -> SegyLayout:
+        """Where the file keeps its geometry."""
+        return SegyLayout(self.inline_byte, self.crossline_byte, self.x_byte, self.y_byte)
+
+
+def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) -> dict[str, Any]:
+    """As `ingest`, told as every format is."""
+    bytes_of_layout = {"inline_byte", "crossline_byte", "x_byte", "y_byte"}
+    given = {name: getattr(options, name) for name in Options.model_fields if name not in bytes_of_layout}
+    return ingest(
+        src_url,
+        dst_url,
+        layout=options.layout,
+        overwrite=run.overwrite,
+        num_cpus=run.num_cpus,
+        on_progress=run.on_progress,
+        **given,
+    )
 
 
 def ingest(

@@ -91,7 +91,7 @@ def judge(
             "sample interval is zero",
             where=file.url,
             measured="0 in bytes 3217-3218 and in trace header bytes 117-118",
-            remedy="Give it with --sample-interval, in ms or in the depth unit.",
+            remedy="Give it with --set sample_interval=…, in ms or in the depth unit.",
         )
     if what is None:
         what, evidence["quantity"], doubt = _judge_quantity(file, table)
@@ -138,7 +138,7 @@ def _judge_quantity(file: SegyFile, table: TraceTable) -> tuple[Quantity, list[s
     if said and plausible:
         return "velocity", [*said, f"{values}, as velocities in m/s do"], []
     if plausible:
-        doubt = f"{values}, as velocities in m/s do, but no header says velocity: --quantity velocity if it is"
+        doubt = f"{values}, as velocities in m/s do, but no header says velocity: --set quantity=velocity if it is"
         return "amplitude", ["nothing in the headers says otherwise"], [doubt]
     if said:
         return "amplitude", [f"{values}, which velocities in m/s do not"], []
@@ -161,6 +161,6 @@ def _judge_domain(file: SegyFile, interval: float) -> tuple[Domain, list[str], l
         return "depth", for_depth, []
     if for_depth:
         against = "; ".join(for_time) or "a single piece of evidence is not enough"
-        doubt = f"{'; '.join(for_depth)}, but {against}: --domain depth if the axis is depth"
+        doubt = f"{'; '.join(for_depth)}, but {against}: --set domain=depth if the axis is depth"
         return "time", for_time or ["too little in the file says otherwise"], [doubt]
     return "time", for_time or ["nothing in the file says otherwise"], []

@@ -74,7 +74,7 @@ def sample_axis(
                 where=file.url,
                 measured=f"delays from {low} to {high} in trace header bytes 109-110",
                 limit="one delay for all live traces",
-                remedy="Give the start of the axis with --sample-start if the field is wrong.",
+                remedy="Give the start of the axis with --set sample_start=… if the field is wrong.",
             )
         scalar = table.fields["time_scalar"][0]
         start = low / -scalar if scalar < 0 else low * (scalar or 1)
