@@ -1,65 +1,164 @@
-"""Ingest of SEG-Y into a sharded survey against segyio reading the same traces, on local disk.
+"""Ingest: geobatch against MDIO on the same SEG-Y file, against itself from and to S3, and its memory as files grow.
 
-    python benchmarks/ingest.py
+    python benchmarks/ingest.py [--shape 384 384 384] [--rivals .rivals] [--allow-missing]
 
-segyio reads one file that is on this machine and writes nothing: the best that can be hoped for, not the same work.
+Every peer is a process of its own with the same number of CPUs, over the same file (IBM float), which is read once
+before each peer is timed. Repetitions are interleaved; figures are medians.
+
+    over_mdio       MDIO's time over geobatch's on a Ray cluster that stands, MDIO told to pack as geobatch does. Beside
+                    it: MDIO as it packs by itself, and geobatch with the start of its cluster counted.
+    s3_over_local   geobatch's time from and to an S3 server on the same CPUs over its time on the disk.
+    memory_growth   peak resident memory of geobatch's largest process for files of 4 and 16 times the size over that
+                    for one, so 1 when it does not grow.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import os
+import shutil
 import statistics
+import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import Any
 
-import segyio
-from common import record
+from common import HERE, ROOT, record
+from running import Run, run_peer
 
-from geobatch import cluster
-from geobatch.formats import ingest
 from geobatch.interpretation.synthetic import SyntheticSurvey
 from geobatch.interpretation.synthetic_files import write_segy
+from geobatch.local_s3 import environment, local_s3
+from geobatch.storage import open_storage
+
+BUCKET = "raw"
+SIZES = (1, 4, 16)
+SMALLEST = (128, 128, 256)
+
+Figures = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What a peer is asked to do."""
+
+    source: str
+    output: str
+    format: str = "segy"
+    codec: str = "geobatch"
+    cpus: int = os.cpu_count() or 1
+    threads: int = 1
+
+    def write(self, path: str) -> str:
+        """Store the order as JSON; the path."""
+        Path(path).write_text(json.dumps(dataclasses.asdict(self)))
+        return path
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """Who is measured: a script, the Python it runs in, where it reads and writes, and how it packs."""
+
+    script: Path
+    python: Path
+    place: str = "local"
+    codec: str = "geobatch"
 
 
 def main() -> None:
-    """Ingest one synthetic file several times and store the medians."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", type=int, nargs=3, default=(256, 256, 256))
-    parser.add_argument("--repetitions", type=int, default=3)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        path = f"{folder}/raw.sgy"
-        write_segy(SyntheticSurvey(tuple(options.shape), 5), path)
-        megabytes = Path(path).stat().st_size / 1e6
-        cluster.connect(cpus=os.cpu_count())
-        ours = [_ingest_seconds(path, f"{folder}/ingested-{n}") for n in range(options.repetitions)]
-        cluster.disconnect()
-        theirs = [_segyio_seconds(path) for _ in range(options.repetitions)]
-    rate = megabytes / statistics.median(ours)
+    """Measure, store the figures; exit 1 when a rival's environment is missing."""
+    options = _options()
+    own, mdio = Path(sys.executable), options.rivals / "mdio" / "bin" / "python"
+    if not mdio.exists() and not options.allow_missing:
+        sys.exit("the environment of mdio is missing. Make it with benchmarks/rivals/setup.sh.")
+    peers = {
+        "geobatch": Peer(HERE / "peers" / "ingest.py", own),
+        "geobatch_s3": Peer(HERE / "peers" / "ingest.py", own, place="s3"),
+    }
+    if mdio.exists():
+        peers["mdio"] = Peer(HERE / "rivals" / "mdio_ingest.py", mdio)
+        peers["mdio_packed_by_itself"] = Peer(HERE / "rivals" / "mdio_ingest.py", mdio, codec="mdio")
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        path = Path(folder) / "raw.sgy"
+        write_segy(SyntheticSurvey(tuple(options.shape), 5), str(path))
+        megabytes = path.stat().st_size / 1e6
+        runs = _measure(peers, path, options.repetitions)
+        growth = _growth(Path(folder))
+    seconds = {name: statistics.median(run.figures["seconds"] for run in own) for name, own in runs.items()}
+    whole = statistics.median(run.figures["seconds_with_cluster"] for run in runs["geobatch"])
     figures = {
-        "ingest_mb_per_s": round(rate, 1),
-        "segyio_cube_read_only_mb_per_s": round(megabytes / statistics.median(theirs), 1),
-        "megabytes": round(megabytes, 1),
-        "ingest_seconds": [round(seconds, 3) for seconds in ours],
-        "segyio_seconds": [round(seconds, 3) for seconds in theirs],
-        "shape": options.shape,
+        "over_mdio": _ratio(seconds.get("mdio"), seconds["geobatch"]),
+        "s3_over_local": _ratio(seconds["geobatch_s3"], seconds["geobatch"]),
+        "memory_growth": _ratio(max(growth.values()), growth["1"]),
+        "over_mdio_packed_by_itself": _ratio(seconds.get("mdio_packed_by_itself"), seconds["geobatch"]),
+        "over_mdio_with_cluster_start": _ratio(seconds.get("mdio"), whole),
+        "mb_per_s": {name: round(megabytes / median, 1) for name, median in seconds.items()},
+        "peak_mib_by_size": {size: round(peak / 2**20) for size, peak in growth.items()},
+        "peers": {name: _summary(own) for name, own in runs.items()},
+        "setting": {"megabytes": round(megabytes, 1), "shape": list(options.shape), "smallest": list(SMALLEST)},
     }
     record("ingest", figures)
 
 
-def _ingest_seconds(path: str, url: str) -> float:
-    start = time.perf_counter()
-    ingest(path, url)
-    return time.perf_counter() - start
+def _measure(peers: dict[str, Peer], path: Path, repetitions: int) -> dict[str, list[Run]]:
+    """Every peer's runs, interleaved, each round beginning with another one."""
+    runs: dict[str, list[Run]] = {name: [] for name in peers}
+    names = list(peers)
+    for repetition in range(repetitions):
+        turn = repetition % len(names)
+        for name in names[turn:] + names[:turn]:
+            runs[name].append(_run(peers[name], path))
+            print(f"{name}: {runs[name][-1].figures}", file=sys.stderr, flush=True)
+    return runs
 
 
-def _segyio_seconds(path: str) -> float:
-    start = time.perf_counter()
-    with segyio.open(path) as file:
-        segyio.tools.cube(file)
-    return time.perf_counter() - start
+def _run(peer: Peer, path: Path) -> Run:
+    path.read_bytes()
+    folder = path.parent
+    output = folder / "output"
+    order = Order(str(path), str(output), codec=peer.codec)
+    if peer.place == "local":
+        run = run_peer(peer.python, peer.script, order, folder / "order.json")
+        shutil.rmtree(output)
+        return run
+    with local_s3(BUCKET, folder=folder) as server, environment(server.environment):
+        open_storage(f"s3://{BUCKET}").put("raw.sgy", path.read_bytes())
+        order = dataclasses.replace(order, source=f"s3://{BUCKET}/raw.sgy", output=f"s3://{BUCKET}/survey")
+        return run_peer(peer.python, peer.script, order, folder / "order.json")
+
+
+def _growth(folder: Path) -> dict[str, int]:
+    """Peak of geobatch's largest process, by the size of the file."""
+    own = Peer(HERE / "peers" / "ingest.py", Path(sys.executable))
+    peaks: dict[str, int] = {}
+    for size in SIZES:
+        path = folder / f"raw-{size}.sgy"
+        inlines, crosslines, samples = SMALLEST
+        write_segy(SyntheticSurvey((inlines * size, crosslines, samples), 5), str(path))
+        peaks[str(size)] = _run(own, path).peak_bytes
+        path.unlink()
+    return peaks
+
+
+def _ratio(one: float | None, other: float) -> float | None:
+    return None if one is None else round(one / other, 3)
+
+
+def _summary(runs: list[Run]) -> Figures:
+    figures = {key: [round(run.figures[key], 3) for run in runs] for key in runs[0].figures if key != "processes"}
+    return figures | {"peak_mib_of_all_processes": round(max(run.tree_peak_bytes for run in runs) / 2**20)}
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", type=int, nargs=3, default=(384, 384, 384))
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--rivals", type=Path, default=ROOT / ".rivals", help="folder of the rivals' environments")
+    parser.add_argument("--folder", help="where files and outputs lie meanwhile; the system's by default")
+    parser.add_argument("--allow-missing", action="store_true", help="measure the rest when a rival is not installed")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
