@@ -11,13 +11,15 @@ from pydantic import BaseModel, ValidationError
 
 from geobatch.errors import UsageError
 from geobatch.formats.spec import IngestJob
+from geobatch.labels.spec import LabelJob
 from geobatch.score.spec import ScoreJob
 from geobatch.storage import open_storage, split_url
 from geobatch.train.spec import TrainJob
 
-Job = ScoreJob | TrainJob | IngestJob
-JOBS: dict[str, type[ScoreJob] | type[TrainJob] | type[IngestJob]] = {
+Job = ScoreJob | TrainJob | IngestJob | LabelJob
+JOBS: dict[str, type[ScoreJob] | type[TrainJob] | type[IngestJob] | type[LabelJob]] = {
     "ingest": IngestJob,
+    "label": LabelJob,
     "train": TrainJob,
     "score": ScoreJob,
 }
@@ -104,6 +106,10 @@ def run_job(
         from geobatch.formats import ingest_job
 
         return ingest_job(job, lambda done, total: on_progress(done, total, ""))
+    if isinstance(job, LabelJob):
+        from geobatch.labels import paint_labels
+
+        return paint_labels(job, lambda done, total: on_progress(done, total, ""))
     from geobatch.models.bundle import load_bundle
     from geobatch.train.train import train
 

@@ -14,9 +14,9 @@ from surveys import random_volume, write_bundle, write_survey
 
 from geobatch.blocks import Grid
 from geobatch.errors import DataError, FormatError, NotFoundError, UsageError
+from geobatch.formats.horizons import Horizon, Picks, read_horizon
+from geobatch.formats.polygon import inside_polygon
 from geobatch.job import forecast, parse_job
-from geobatch.score.horizons import Horizon, Picks, read_horizon
-from geobatch.score.polygon import inside_polygon
 from geobatch.score.region import Region, require_domain, wanted_blocks
 
 NO_HALO = ((0, 0),) * 3

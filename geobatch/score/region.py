@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from geobatch.blocks import Grid
 from geobatch.errors import DataError, UsageError
-from geobatch.score.horizons import Floats, Horizon, read_horizon
-from geobatch.score.polygon import inside_polygon
+from geobatch.formats.horizons import Floats, Horizon, read_horizon
+from geobatch.formats.polygon import inside_polygon
 from geobatch.storage import absolute_url
 from geobatch.survey import VOLUME_AXES
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,7 +24,6 @@ from geobatch.storage import open_storage, split_url
 Floats = npt.NDArray[np.float64]
 NULL = 1e29
 """Values from here on are no picks."""
-_VALUE_COLUMN = {3: 2, 5: 4}
 _ON_GRID = 1e-6
 
 
@@ -51,9 +50,25 @@ def read_horizon(url: str) -> Picks:
         FormatError: a line holds something else than 3 or 5 numbers.
         DataError: it holds no pick.
     """
+    table = read_table(url, (3, 5), "lines of inline crossline value, or of inline crossline x y value")
+    return Picks(table[:, 0], table[:, 1], table[:, -1])
+
+
+def read_table(url: str, columns: Sequence[int], lines: str) -> Floats:
+    """The picks `(pick, column)` of a text file, the value last, without those that are none.
+
+    Args:
+        url: Of the file.
+        columns: How many there may be.
+        lines: What the file should hold, for messages.
+
+    Raises:
+        NotFoundError: nothing is there.
+        FormatError: a line holds something else than numbers, or another count of them.
+        DataError: it holds no pick.
+    """
     root, name = split_url(url)
     text = open_storage(root).get(name).replace(b",", b" ")
-    lines = "lines of inline crossline value, or of inline crossline x y value"
     try:
         with warnings.catch_warnings():
             # A file of comments alone is refused below, by its count of picks.
@@ -61,13 +76,12 @@ def read_horizon(url: str) -> Picks:
             table = np.loadtxt(io.BytesIO(text), comments=["#", "!"], ndmin=2) if text.strip() else np.empty((0, 3))
     except ValueError as error:
         raise FormatError("no horizon file", where=url, measured=str(error).partition(";")[0], limit=lines) from error
-    if len(table) and table.shape[1] not in _VALUE_COLUMN:
+    if len(table) and table.shape[1] not in columns:
         raise FormatError("no horizon file", where=url, measured=f"{table.shape[1]} columns", limit=lines)
-    value = table[:, _VALUE_COLUMN[table.shape[1]]] if len(table) else np.empty(0)
-    picked = np.isfinite(table).all(axis=1) & (np.abs(value) < NULL)
-    if not picked.any():
-        raise DataError("horizon file holds no pick", where=url, measured=f"{len(value)} lines", limit=lines)
-    return Picks(table[picked, 0], table[picked, 1], value[picked])
+    picked = table[np.isfinite(table).all(axis=1) & (np.abs(table[:, -1]) < NULL)] if len(table) else table
+    if not len(picked):
+        raise DataError("horizon file holds no pick", where=url, measured=f"{len(table)} lines", limit=lines)
+    return np.asarray(picked, np.float64)
 
 
 class Horizon:

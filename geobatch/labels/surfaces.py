@@ -1,0 +1,185 @@
+"""Horizons and fault sticks on a survey's grid."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from geobatch.errors import DataError, FormatError, UsageError
+from geobatch.formats.horizons import Horizon, Picks, read_horizon, read_table
+from geobatch.labels.grid import Floats, LabelGrid
+from geobatch.labels.spec import HorizonFile, Surface
+from geobatch.storage import open_storage, split_url
+
+ON_BIN = 0.05
+"""Picks so near to a bin's centre, in bins, belong to it: coordinates are rounded, and bins not quite square."""
+SAMPLES_PER_CELL = 2
+CHARISMA = re.compile(rb"INLINE-\s*\S+\s+XLINE-\s*\S+\s+(\S+)\s+(\S+)\s+(\S+)\s+(\S+)\s+(\d+)")
+
+
+class Depths:
+    """A surface on the map: a number, or a horizon.
+
+    Args:
+        surface: What the job says.
+        grid: The survey's.
+    """
+
+    def __init__(self, surface: Surface, grid: LabelGrid) -> None:
+        self._number: float | None = None
+        if isinstance(surface, int | float):
+            self._number = float(surface)
+            return
+        file = HorizonFile(url=surface) if isinstance(surface, str) else surface
+        inline, crossline = (axis.astype(np.float64) for axis in grid.axes[:2])
+        self._horizon = Horizon(_picks(file, grid), inline, crossline, file.url)
+
+    def values(self, rows: slice, columns: slice) -> Floats:
+        """Times or depths `(row, column)`, NaN where there is none."""
+        if self._number is not None:
+            return np.full((rows.stop - rows.start, columns.stop - columns.start), self._number)
+        return self._horizon.values(rows)[:, columns]
+
+
+def _picks(file: HorizonFile, grid: LabelGrid) -> Picks:
+    """A horizon's picks by inline and crossline number, in the unit of the survey's axis."""
+    if file.url.endswith(".npy"):
+        picks = _array_picks(file)
+    elif file.columns == "xyz":
+        table = read_table(file.url, (3,), "lines of x y value")
+        rows, columns = grid.positions(table[:, 0], table[:, 1])
+        picks = Picks(_numbers(grid.axes[0], _on_bin(rows)), _numbers(grid.axes[1], _on_bin(columns)), table[:, 2])
+    else:
+        picks = read_horizon(file.url)
+    samples = grid.samples
+    if file.value == "index" and samples is not None:
+        picks = Picks(picks.inline, picks.crossline, _numbers(samples, picks.value))
+    return picks
+
+
+def _array_picks(file: HorizonFile) -> Picks:
+    root, name = split_url(file.url)
+    try:
+        values = np.load(io.BytesIO(open_storage(root).get(name)), allow_pickle=False)
+    except ValueError as error:
+        raise FormatError("no NumPy array of numbers", where=file.url, measured=error) from error
+    if values.ndim != 2 or file.inline is None or file.crossline is None:
+        raise UsageError(
+            "a horizon in an array has two axes, whose numbers are told",
+            where=file.url,
+            measured=f"shape {values.shape}, inline {file.inline}, crossline {file.crossline}",
+            limit="inline: [first, step], crossline: [first, step]",
+        )
+    i, j = np.nonzero(np.isfinite(values))
+    if not i.size:
+        raise DataError("horizon holds no pick", where=file.url)
+    (inline, inline_step), (crossline, crossline_step) = file.inline, file.crossline
+    return Picks(
+        (inline + i * inline_step).astype(np.float64),
+        (crossline + j * crossline_step).astype(np.float64),
+        values[i, j].astype(np.float64),
+    )
+
+
+def _on_bin(places: Floats) -> Floats:
+    nearest = np.rint(places)
+    return np.where(np.abs(places - nearest) < ON_BIN, nearest, places)
+
+
+def _numbers(axis: npt.NDArray[np.number], places: Floats) -> Floats:
+    """Numbers of an axis at positions, fractions and places outside included."""
+    step = float(axis[-1] - axis[0]) / (len(axis) - 1) if len(axis) > 1 else 1.0
+    return float(axis[0]) + places * step
+
+
+def fault_cells(url: str, grid: LabelGrid) -> npt.NDArray[np.int32]:
+    """Cells `(cell, 3)` that fault surfaces go through: between neighbouring sticks, straight from one to the other.
+
+    Sticks of a fault are taken in the order of their numbers, each as a line through its points in the order of depth;
+    points of two sticks correspond by their share of the length. A fault of one stick is that line.
+
+    Raises:
+        FormatError: a line of the file does not read.
+        DataError: it holds no stick that touches the survey.
+    """
+    samples = grid.samples
+    if samples is None:
+        raise UsageError("fault sticks are painted on volumes", where=url, measured="a raster")
+    found = []
+    for sticks in _read_sticks(url).values():
+        lines = []
+        for _, points in sorted(sticks.items()):
+            x, y, z = np.array(sorted(points, key=lambda point: point[2]), np.float64).T
+            step = float(samples[-1] - samples[0]) / max(len(samples) - 1, 1)
+            lines.append(np.column_stack([*grid.positions(x, y), (z - samples[0]) / step]))
+        pairs = itertools.pairwise(lines) if len(lines) > 1 else [(lines[0], lines[0])]
+        found += [_between(one, other) for one, other in pairs]
+    cells = np.unique(np.concatenate(found), axis=0)
+    inside = ((cells >= 0) & (cells < grid.shape)).all(axis=1)
+    if not inside.any():
+        raise DataError(
+            "fault sticks lie off the survey",
+            where=url,
+            measured=f"cells {cells.min(axis=0).tolist()} to {cells.max(axis=0).tolist()}",
+            limit=f"0 to {[n - 1 for n in grid.shape]}",
+            remedy="Check coordinates and the vertical unit.",
+        )
+    # Cells outside are kept: their surroundings may be inside.
+    return cells
+
+
+def _between(one: Floats, other: Floats) -> npt.NDArray[np.int32]:
+    """Cells on the ruled surface between two lines of points `(point, 3)` in cells."""
+    span = max(np.abs(one[:, None] - other[None]).max(), np.abs(np.diff(one, axis=0)).sum(axis=0).max(initial=0.0), 1.0)
+    count = int(np.ceil(SAMPLES_PER_CELL * span)) + 1
+    share = np.linspace(0, 1, count)
+    first, second = _along_line(one, share), _along_line(other, share)
+    across = np.linspace(0, 1, int(np.ceil(SAMPLES_PER_CELL * np.abs(first - second).max())) + 1)
+    surface = first[None] * (1 - across)[:, None, None] + second[None] * across[:, None, None]
+    return np.unique(np.rint(surface.reshape(-1, 3)).astype(np.int32), axis=0)
+
+
+def _along_line(points: Floats, share: Floats) -> Floats:
+    """Points at shares of a line's length."""
+    if len(points) == 1:
+        return np.repeat(points, share.size, axis=0)
+    length = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
+    where = share * length[-1]
+    return np.column_stack([np.interp(where, length, values) for values in points.T])
+
+
+def _read_sticks(url: str) -> dict[str, dict[int, list[Sequence[float]]]]:
+    """Points by fault and number of the stick."""
+    root, name = split_url(url)
+    found: dict[str, dict[int, list[Sequence[float]]]] = defaultdict(lambda: defaultdict(list))
+    for number, line in enumerate(open_storage(root).get(name).splitlines(), 1):
+        text = line.partition(b"#")[0].strip()
+        if not text:
+            continue
+        try:
+            charisma = CHARISMA.match(text)
+            if charisma:
+                x, y, z, fault, stick = charisma.groups()
+            else:
+                x, y, z, stick, *rest = text.replace(b",", b" ").split()
+                fault = b" ".join(rest)
+            point = (float(x), float(y), float(z))
+            if not np.isfinite(point).all():
+                raise ValueError("a coordinate is no finite number")
+            found[fault.decode("latin-1")][int(float(stick))].append(point)
+        except ValueError as error:
+            raise FormatError(
+                "no fault sticks",
+                where=f"{url}, line {number}",
+                measured=text[:80].decode("latin-1"),
+                limit="x y z stick [fault], or INLINE- n XLINE- n x y z fault stick",
+            ) from error
+    if not found:
+        raise DataError("file holds no fault stick", where=url)
+    return found

@@ -1,0 +1,273 @@
+"""Horizons, fault sticks, polygons and points painted onto the grid of a survey."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from geobatch.errors import DataError, FormatError, UsageError
+from geobatch.interpretation.synthetic import SyntheticSurvey
+from geobatch.interpretation.synthetic_files import write_survey
+from geobatch.job import parse_job, run_job
+from geobatch.labels import LabelJob, layers
+from geobatch.labels.grid import LabelGrid
+from geobatch.labels.layers import LayerStack
+from geobatch.shards import ArraySpec, create_arrays, finish_group
+from geobatch.survey import open_survey, survey_info
+from geobatch.train.data import open_labelled
+from geobatch.train.spec import TrainingData
+
+SHAPE = (18, 14, 40)
+CLASSES = [{"name": name} for name in ("rock", "sand", "fault")]
+
+
+@pytest.fixture(scope="module")
+def survey(tmp_path_factory: pytest.TempPathFactory) -> str:
+    url = str(tmp_path_factory.mktemp("labels") / "survey")
+    write_survey(SyntheticSurvey(SHAPE, 1), url, (8, 8, 16), (8, 8, 16))
+    return url
+
+
+def grid_of(survey: str) -> LabelGrid:
+    return LabelGrid.of(open_survey(survey), survey)
+
+
+def stack(survey: str, *given: dict[str, Any]) -> LayerStack:
+    return LayerStack.of(job(survey, "none", *given), grid_of(survey))
+
+
+def job(survey: str, output: str, *given: dict[str, Any], **more: Any) -> LabelJob:
+    document = {"job": "label", "survey": survey, "output": output, "classes": CLASSES, "layers": list(given), **more}
+    parsed = parse_job(document)
+    assert isinstance(parsed, LabelJob)
+    return parsed
+
+
+def whole(shape: tuple[int, ...] = SHAPE) -> tuple[slice, ...]:
+    return tuple(slice(0, n) for n in shape)
+
+
+def plane(survey: str, path: Path, *, xyz: bool = False) -> tuple[str, np.ndarray]:
+    """A dipping horizon on every trace, and its times `(inline, crossline)`."""
+    dataset = open_survey(survey)
+    i, j = np.meshgrid(np.arange(SHAPE[0]), np.arange(SHAPE[1]), indexing="ij")
+    times = 40.0 + 1.5 * i + 2.0 * j
+    if xyz:
+        columns = (dataset["cdp_x"].values, dataset["cdp_y"].values, times)
+    else:
+        columns = (dataset["inline"].values[i], dataset["crossline"].values[j], times)
+    np.savetxt(path, np.column_stack([np.ravel(column) for column in columns]), fmt="%.2f")
+    return str(path), times
+
+
+def test_zones_below_each_other_tile(survey: str, tmp_path: Path) -> None:
+    path, times = plane(survey, tmp_path / "horizon.txt")
+    above, below = {"layer": "zone", "label": "rock", "base": path}, {"layer": "zone", "label": "sand", "top": path}
+    class_map = stack(survey, above, below).paint(whole())
+    samples = np.arange(SHAPE[2]) * 4.0
+    np.testing.assert_array_equal(class_map, (samples >= times[:, :, None]).astype(np.uint8))
+    band = stack(survey, {"layer": "zone", "label": "sand", "top": 40, "base": 60}).paint(whole())
+    assert (band[0, 0, 10:15] == 1).all() and band[0, 0, 9] == band[0, 0, 15] == 255
+
+
+def test_map_coordinates_give_the_same_horizon_as_lines(survey: str, tmp_path: Path) -> None:
+    lines, _ = plane(survey, tmp_path / "lines.txt")
+    places, _ = plane(survey, tmp_path / "xyz.txt", xyz=True)
+    layer = {"layer": "horizon", "label": "sand", "half_thickness": 6}
+    by_lines = stack(survey, {**layer, "horizon": lines}).paint(whole())
+    by_places = stack(survey, {**layer, "horizon": {"url": places, "columns": "xyz"}}).paint(whole())
+    assert (by_lines == 1).sum() >= 3 * SHAPE[0] * SHAPE[1]
+    np.testing.assert_array_equal(by_lines, by_places)
+
+
+def test_horizon_of_no_thickness_has_one_sample_per_trace(survey: str, tmp_path: Path) -> None:
+    path, times = plane(survey, tmp_path / "horizon.txt")
+    class_map = stack(survey, {"layer": "horizon", "label": "sand", "horizon": path}).paint(whole())
+    assert ((class_map == 1).sum(axis=2) == 1).all()
+    assert np.abs((class_map == 1).argmax(axis=2) * 4.0 - times).max() <= 2.0
+
+
+def test_array_of_sample_indices_is_a_horizon(survey: str, tmp_path: Path) -> None:
+    inline, crossline = (open_survey(survey)[name].values for name in ("inline", "crossline"))
+    values = np.full((40, 30), np.nan)
+    values[2:6, 1:4] = 7
+    np.save(tmp_path / "horizon.npy", values)
+    told = {"url": str(tmp_path / "horizon.npy"), "value": "index"}
+    numbered = {"inline": [int(inline[0]) - 2, 1], "crossline": [int(crossline[0]) - 1, 1]}
+    layer = {"layer": "zone", "label": "sand", "top": {**told, **numbered}}
+    class_map = stack(survey, layer).paint(whole())
+    assert (class_map[:4, :3, 7:] == 1).all() and (class_map == 1).sum() == 4 * 3 * (SHAPE[2] - 7)
+    with pytest.raises(UsageError, match="inline: "):
+        stack(survey, {"layer": "zone", "label": "sand", "top": told})
+
+
+def vertical_fault(survey: str, path: Path, crossline: int, form: str = "") -> str:
+    """Two sticks down one crossline from the first inline to the last."""
+    dataset = open_survey(survey)
+    lines = []
+    for number, i in enumerate((0, SHAPE[0] - 1)):
+        x, y = (float(dataset[name].values[i, crossline]) for name in ("cdp_x", "cdp_y"))
+        for z in (16.0, 80.0):
+            numbers = f"INLINE- {i} XLINE- {crossline} " if form == "charisma" else ""
+            tail = f"F1 {number}" if form == "charisma" else f"{number} F1"
+            lines.append(f"{numbers}{x:.2f} {y:.2f} {z} {tail}")
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+@pytest.mark.parametrize("form", ["", "charisma"])
+def test_fault_between_sticks_is_as_thick_as_told(survey: str, tmp_path: Path, form: str) -> None:
+    layer = {"layer": "fault_sticks", "label": "fault", "radius": 2}
+    layer["url"] = vertical_fault(survey, tmp_path / "sticks.txt", 6, form)
+    class_map = stack(survey, layer).paint(whole())
+    _, j, k = np.meshgrid(*map(np.arange, SHAPE), indexing="ij")
+    distance = np.hypot(j - 6, np.maximum(np.maximum(4 - k, k - 20), 0))
+    np.testing.assert_array_equal(class_map == 2, distance <= 2)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_labels_do_not_depend_on_blocks(survey: str, tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
+    folder = tmp_path_factory.mktemp("blocks")
+    horizon, _ = plane(survey, folder / "horizon.txt")
+    dataset = open_survey(survey)
+    x, y = (float(dataset[name].values[5, 5]) for name in ("cdp_x", "cdp_y"))
+    (folder / "points.csv").write_text(f"x,y,z\n{x},{y},50\n")
+    painted = stack(
+        survey,
+        {"layer": "zone", "label": "rock", "base": horizon},
+        {
+            "layer": "points",
+            "label": "sand",
+            "url": str(folder / "points.csv"),
+            "z": "z",
+            "radius": 60,
+            "half_thickness": 9,
+        },
+        {"layer": "fault_sticks", "label": "fault", "url": vertical_fault(survey, folder / "f", 6), "radius": 2.5},
+    )
+    region = []
+    for n in SHAPE:
+        start = data.draw(st.integers(0, n - 1))
+        region.append(slice(start, data.draw(st.integers(start + 1, n))))
+    np.testing.assert_array_equal(painted.paint(tuple(region)), painted.paint(whole())[tuple(region)])
+
+
+def test_polygons_of_another_crs_paint_their_inside(survey: str, tmp_path: Path) -> None:
+    geopandas, shapely = pytest.importorskip("geopandas"), pytest.importorskip("shapely")
+    url = raster(tmp_path / "raster", (30, 20))
+    square = shapely.box(500_100.0, 4_099_800.0, 500_150.0, 4_099_910.0)
+    frame = geopandas.GeoDataFrame({"kind": ["salt", "other"]}, geometry=[square, square], crs="EPSG:32633")
+    for name in ("a.gpkg", "a.shp", "a.geojson"):
+        frame.to_crs("EPSG:4326").to_file(tmp_path / name)
+        layer = {"layer": "polygons", "url": str(tmp_path / name), "attribute": "kind", "labels": {"salt": "sand"}}
+        class_map = stack(url, layer).paint(whole((30, 20)))
+        expected = np.full((30, 20), 255, np.uint8)
+        expected[9:20, 10:15] = 1
+        np.testing.assert_array_equal(class_map, expected)
+    with pytest.raises(UsageError, match="no such column"):
+        stack(url, {**layer, "attribute": "age"})
+    (tmp_path / "b.gpkg").write_bytes(b"nothing")
+    with pytest.raises(FormatError, match=r"b\.gpkg"):
+        stack(url, {**layer, "url": str(tmp_path / "b.gpkg")})
+
+
+def raster(folder: Path, shape: tuple[int, int]) -> str:
+    """A raster survey of cells of 10 m, its upper left corner at (500000, 4100000) in UTM zone 33."""
+    y, x = 4_100_000 - 5.0 - 10.0 * np.arange(shape[0]), 500_000 + 5.0 + 10.0 * np.arange(shape[1])
+    specs = [ArraySpec.small("y", ("y",), y), ArraySpec.small("x", ("x",), x)]
+    create_arrays(str(folder), specs, {"y": y, "x": x})
+    info = {"schema": 1, "kind": "raster", "crs": "EPSG:32633", "identity": "raster", "state": "complete"}
+    finish_group(str(folder), specs, {"geobatch": info})
+    return str(folder)
+
+
+def test_points_paint_their_surroundings(survey: str, tmp_path: Path) -> None:
+    url = raster(tmp_path / "raster", (30, 20))
+    (tmp_path / "p.csv").write_text(
+        "x,y,lslpts\n500055,4099945,TRUE\n500105,4099895,FALSE\n500105,text,TRUE\n9,9,TRUE\n"
+    )
+    layer = {"layer": "points", "url": str(tmp_path / "p.csv"), "attribute": "lslpts"}
+    layer["labels"] = {"TRUE": "fault", "True": "fault", "FALSE": "rock", "False": "rock"}
+    class_map = stack(url, layer).paint(whole((30, 20)))
+    assert class_map[5, 5] == 2 and class_map[10, 10] == 0 and (class_map != 255).sum() == 2
+    around = stack(url, {**layer, "radius": 10.5}).paint(whole((30, 20)))
+    assert (around == 2).sum() == 5 and (around == 0).sum() == 5
+    (tmp_path / "far.csv").write_text("x,y,lslpts\n1,1,TRUE\n")
+    with pytest.raises(DataError, match="no point lies on"):
+        stack(url, {**layer, "url": str(tmp_path / "far.csv")})
+
+
+def test_job_writes_labels_that_training_opens(survey: str, tmp_path: Path) -> None:
+    path, _ = plane(survey, tmp_path / "horizon.txt")
+    layers_of_job = [
+        {"layer": "everywhere", "label": "rock"},
+        {"layer": "zone", "label": "sand", "top": path},
+        {"layer": "fault_sticks", "label": "fault", "url": vertical_fault(survey, tmp_path / "f.txt", 6)},
+    ]
+    output = str(tmp_path / "labels")
+    summary = run_job(job(survey, output, *layers_of_job))
+    labelled = open_labelled(TrainingData(survey=survey, labels=output))
+    assert [one["name"] for one in labelled.classes] == ["rock", "sand", "fault"]
+    class_map = labelled.labels.values
+    np.testing.assert_array_equal(class_map, stack(survey, *layers_of_job).paint(whole()))
+    assert summary["labels"] == {name: int((class_map == n).sum()) for n, name in enumerate(("rock", "sand", "fault"))}
+    assert summary["unlabelled"] == 0
+    assert survey_info(open_survey(output))["kind"] == "labels"
+    assert run_job(job(survey, output, *layers_of_job))["identity"] == summary["identity"]
+    with pytest.raises(UsageError, match="there already"):
+        run_job(job(survey, output, layers_of_job[0]))
+
+
+@pytest.mark.parametrize(
+    ("layer", "match"),
+    [
+        ({"layer": "zone", "label": "salt"}, "names no class: salt"),
+        ({"layer": "fault_stick", "label": "fault"}, "fault_stick"),
+        ({"layer": "polygons", "url": "a.gpkg"}, "polygons take"),
+        ({"layer": "horizon", "label": "sand", "horizon": 8, "half_thickness": -1}, "half_thickness"),
+    ],
+)
+def test_wrong_layer_is_told(layer: dict[str, Any], match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        job("survey", "output", layer)
+
+
+def test_bad_files_are_told(survey: str, tmp_path: Path) -> None:
+    (tmp_path / "sticks.txt").write_text("1 2 3\n")
+    with pytest.raises(FormatError, match=r"line 1.*x y z stick"):
+        stack(survey, {"layer": "fault_sticks", "label": "fault", "url": str(tmp_path / "sticks.txt")})
+    (tmp_path / "far.txt").write_text("1 2 3 1\n1 2 9 1\n")
+    with pytest.raises(DataError, match="off the survey"):
+        stack(survey, {"layer": "fault_sticks", "label": "fault", "url": str(tmp_path / "far.txt")})
+    with pytest.raises(UsageError, match="painted on volumes"):
+        stack(raster(tmp_path / "raster", (4, 4)), {"layer": "zone", "label": "sand", "top": 3})
+
+
+def test_seabed_of_penobscot_becomes_labels(test_data: Path, tmp_path: Path) -> None:
+    folder = test_data / "subsurface" / "penobscot"
+    source, url = str(folder / "penobscot_xl1155.sgy"), str(tmp_path / "survey")
+    run_job(parse_job({"job": "ingest", "source": source, "output": url}))
+    seabed = {
+        "url": str(folder / "Penobscot_Seabed.npy"),
+        "inline": [1000, 1],
+        "crossline": [1000, 1],
+        "value": "index",
+    }
+    below = [{"layer": "zone", "label": "rock", "base": seabed}, {"layer": "zone", "label": "sand", "top": seabed}]
+    run_job(job(url, str(tmp_path / "labels"), *below))
+    class_map = open_survey(str(tmp_path / "labels"))["class_map"].values[:, 0]
+    picks = np.load(folder / "Penobscot_Seabed.npy")[:, 155]
+    known = np.isfinite(picks)
+    assert known.sum() > 500
+    np.testing.assert_array_equal((class_map == 1).argmax(axis=1)[known], np.ceil(picks[known] - 1e-9))
+
+
+def test_every_layer_has_a_painter() -> None:
+    named = {kind.__name__ for kind in layers._PAINTERS}
+    assert named == {"Everywhere", "Zone", "Reflector", "FaultSticks", "Polygons", "Points"}
