@@ -4,7 +4,7 @@ BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO := 0
 
-.PHONY: demo test chaos check bench real clean
+.PHONY: demo test chaos fuzz check bench real clean
 
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -20,6 +20,11 @@ test: .venv
 
 chaos: .venv
 	$(BIN)/python -m pytest tests/chaos -m chaos --timeout 3600
+
+# Fuzzing guided by coverage, 200,000 executions per reader.
+fuzz: .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt atheris
+	for target in segy job; do $(BIN)/python tests/fuzz/run.py $$target || exit 1; done
 
 check: .venv
 	$(BIN)/ruff format --check .

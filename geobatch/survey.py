@@ -46,7 +46,7 @@ def open_survey(url: str) -> xr.Dataset:
             remedy="Run the command that writes it again." if begun else "Check the URL.",
         ) from None
     # Ingest stores every shard; a scored survey lacks those that no run was asked for.
-    complete = group["attributes"].get("geobatch", {}).get("kind") == "volume"
+    complete = group["attributes"].get("geobatch", {}).get("kind") not in (None, "scored")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         store = zarr_store(url, complete=complete)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from geobatch.errors import DataError, FormatError, UsageError
 from geobatch.interpretation.synthetic import SyntheticSurvey
 from geobatch.interpretation.synthetic_files import write_survey
-from geobatch.job import parse_job, run_job
+from geobatch.job import load_job, parse_job, run_job
 from geobatch.labels import LabelJob, layers
 from geobatch.labels.grid import LabelGrid
 from geobatch.labels.layers import LayerStack
@@ -266,6 +266,28 @@ def test_seabed_of_penobscot_becomes_labels(test_data: Path, tmp_path: Path) -> 
     known = np.isfinite(picks)
     assert known.sum() > 500
     np.testing.assert_array_equal((class_map == 1).argmax(axis=1)[known], np.ceil(picks[known] - 1e-9))
+
+
+def test_job_file_of_the_folder_runs(survey: str, tmp_path: Path) -> None:
+    lines, times = plane(survey, tmp_path / "top.txt")
+    places, _ = plane(survey, tmp_path / "base.xyz", xyz=True)
+    np.savetxt(places, np.loadtxt(places) + np.array([0, 0, 20]), fmt="%.2f")
+    told = {
+        "survey": survey,
+        "output": str(tmp_path / "labels"),
+        "layers.0.base": lines,
+        "layers.1.top": lines,
+        "layers.1.base.url": places,
+        "layers.2.top.url": places,
+        "layers.3.url": vertical_fault(survey, tmp_path / "faults.dat", 6),
+    }
+    path = Path(__file__).parents[1] / "jobs" / "label_horizons_and_faults.yaml"
+    summary = run_job(load_job(str(path), [f"{key}={value}" for key, value in told.items()]))
+    assert summary["unlabelled"] == 0 and min(summary["labels"].values()) > 0
+    class_map = open_survey(summary["url"])["class_map"].values
+    samples = np.arange(SHAPE[2]) * 4.0
+    expected = 0 + (samples >= times[:, :, None]) + (samples >= times[:, :, None] + 20)
+    np.testing.assert_array_equal(class_map[class_map != 3], expected[class_map != 3])
 
 
 def test_every_layer_has_a_painter() -> None:
