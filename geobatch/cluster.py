@@ -73,9 +73,12 @@ def may_grow() -> bool:
 
 
 def is_draining() -> bool:
-    """True in a worker whose node is about to be taken away."""
+    """True in a worker whose node is about to be taken away; never in a process that is on no cluster."""
     import ray
 
+    # Asking for its context would start a cluster.
+    if not ray.is_initialized():
+        return False
     # The place where Ray Train asks too; there is no public one.
     return ray.get_runtime_context().get_node_id() in ray._private.state.state.get_draining_nodes()
 
