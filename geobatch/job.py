@@ -190,6 +190,11 @@ def _explained(error: ValidationError, schema: type[BaseModel], where: str) -> U
         known = _known_keys(schema, fault["loc"][:-1])
         near = _nearest(str(fault["loc"][-1]), known)
         return UsageError("unknown key", where=where, measured=key, limit=f"one of {', '.join(known)}", remedy=near)
+    if fault["type"] == "union_tag_invalid":
+        known = [tag.strip(" '") for tag in fault["ctx"]["expected_tags"].split(",")]
+        tag, kind = str(fault["ctx"]["tag"]), fault["ctx"]["discriminator"].strip("'")
+        limit, place = f"one of {', '.join(known)}", f"{where}, {key}"
+        return UsageError(f"unknown {kind}", where=place, measured=tag, limit=limit, remedy=_nearest(tag, known))
     if fault["type"] == "missing":
         return UsageError("key is missing", where=where, limit=key, remedy="geobatch schema lists every key.")
     return UsageError(f"{key}: {fault['msg']}", where=where, measured=repr(fault["input"])[:200])

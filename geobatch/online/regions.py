@@ -159,7 +159,7 @@ class Regions:
 
     def _by_bundle(self, volume: xr.DataArray, request: RegionRequest, probabilities: Probabilities) -> RegionWork:
         """The region with the statistics of the bundle, in pieces of its own."""
-        engine, chain = self._engine, self._engine.spec.chain
+        engine, chain = self._engine, self._engine.spec.chain.sampled(volume)
         cells = self._cells(volume, request)
         part = tuple(min(PIECE, c.stop - c.start) for c in cells)
         grid = engine.grid(volume.shape, part)

@@ -11,8 +11,10 @@ import xarray as xr
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from geobatch.errors import UsageError
+from geobatch.preprocess.base import Halo, dask_data
+from geobatch.preprocess.grid import Crop
 from geobatch.preprocess.statistics import as_dask
-from geobatch.preprocess.steps import Crop, Halo, Step, dask_data
+from geobatch.preprocess.steps import Step
 from geobatch.survey import mask_dead
 
 
@@ -45,7 +47,7 @@ class Chain(BaseModel):
 
     @property
     def halo(self) -> Halo:
-        """Cells needed (before, after) per axis name: the sum over the steps."""
+        """Cells needed (before, after) per axis name: the sum over the steps. For `whole_axes` it means nothing."""
         total: Halo = {}
         for step in self.steps:
             for axis, (before, after) in step.halo.items():
@@ -53,10 +55,42 @@ class Chain(BaseModel):
                 total[axis] = (held_before + before, held_after + after)
         return total
 
+    @property
+    def whole_axes(self) -> frozenset[str]:
+        """Names of the axes that some step needs whole: a sample then depends on its whole line."""
+        return frozenset().union(*(step.whole_axes for step in self.steps))
+
+    def reach(self, axes: Sequence[Hashable], shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        """Cells to be read (before, after) around a region, per axis: the halo, or the axis whole.
+
+        Args:
+            axes: Names of the axes.
+            shape: Cells of the cropped survey.
+
+        Raises:
+            UsageError: a halo depends on a sample interval that is not known yet.
+        """
+        halo, whole = self.halo, self.whole_axes
+        pairs = zip(map(str, axes), shape, strict=True)
+        return tuple((n, n) if axis in whole else halo.get(axis, (0, 0)) for axis, n in pairs)
+
     def crop(self, x: xr.DataArray) -> xr.DataArray:
         """The part of a survey that the chain is about, as lazy as `x` is; `x` itself without a crop."""
         first = self.steps[0] if self.steps else None
         return first.apply(x) if isinstance(first, Crop) else x
+
+    def sampled(self, x: xr.DataArray) -> Self:
+        """The chain with the sample intervals of a survey; its statistics stay. No sample is read.
+
+        A cut-off in Hz and a window in ms are other numbers of cells on a survey of another interval.
+
+        Args:
+            x: the survey, cropped or not.
+
+        Raises:
+            UsageError: a step makes no sense with the intervals of `x`.
+        """
+        return self.model_copy(update={"steps": tuple(step.sampled(x) for step in self.steps)})
 
     def fit(self, x: xr.DataArray) -> Self:
         """The chain with every statistic fitted, each over the whole cropped survey as the steps before leave it.
@@ -80,7 +114,8 @@ class Chain(BaseModel):
 
         Args:
             x: a cropped survey or a part of it, Dask-backed. Cells nearer to the edge of a part than the chain's
-                halo differ from those of the whole: `read_region` reads that halo and `prepare` trims it.
+                halo differ from those of the whole, and all of them when the part lacks cells of an axis that is
+                needed whole: `read_region` reads what is needed and `prepare` trims it.
         """
         prepared = _valid(x)
         for step in self.steps:
@@ -90,7 +125,7 @@ class Chain(BaseModel):
 
 @dataclass(frozen=True)
 class RawRegion:
-    """A region of a survey in memory, with the chain's halo around it.
+    """A region of a survey in memory, with what the chain needs around it.
 
     Attributes:
         values: the cells, with `live_mask` as a coordinate where the survey has one.
@@ -102,7 +137,7 @@ class RawRegion:
 
 
 def read_region(cropped: xr.DataArray, chain: Chain, region: Sequence[slice]) -> RawRegion:
-    """The region and the chain's halo, clipped to the survey, read into memory: no chunk is read twice.
+    """The region and what the chain needs around it, clipped to the survey, in memory: no chunk is read twice.
 
     Args:
         cropped: the survey after `chain.crop`, opened lazily without Dask chunks.
@@ -115,8 +150,8 @@ def read_region(cropped: xr.DataArray, chain: Chain, region: Sequence[slice]) ->
     _require_inside(cropped, region)
     read: dict[Hashable, slice] = {}
     trim: dict[Hashable, slice] = {}
-    for axis, size, cells in zip(cropped.dims, cropped.shape, region, strict=True):
-        before, after = chain.halo.get(str(axis), (0, 0))
+    reach = chain.reach(cropped.dims, cropped.shape)
+    for axis, size, cells, (before, after) in zip(cropped.dims, cropped.shape, region, reach, strict=True):
         start = max(0, cells.start - before)
         read[axis] = slice(start, min(size, cells.stop + after))
         trim[axis] = slice(cells.start - start, cells.stop - start)

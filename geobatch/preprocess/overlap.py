@@ -40,6 +40,20 @@ def map_along_axis(function: Callable[[Array], Array], data: Any, axis: int, bef
     return da.concatenate(columns, axis=axis)
 
 
+def map_whole_axis(function: Callable[[Array], Array], data: Any, axis: int) -> Any:
+    """The Dask array of `function` applied to chunks that hold the axis whole, in the chunks of `data`.
+
+    Args:
+        function: takes a block, returns a block of the same shape and dtype; what it returns for a cell may
+            depend on every cell of its line along `axis`, and on no other line.
+        data: Dask array.
+        axis: number of the axis.
+    """
+    if len(data.chunks[axis]) == 1:
+        return _map(function, data)
+    return _map(function, data.rechunk({axis: -1})).rechunk({axis: data.chunks[axis]})
+
+
 def _map(function: Callable[[Array], Array], data: Any) -> Any:
     return data.map_blocks(function, dtype=data.dtype, meta=np.empty((0,) * data.ndim, dtype=data.dtype))
 

@@ -84,7 +84,7 @@ def draw_layout(
         model: The network.
         stored: The plan an earlier run stored.
         shape: Cells of the cropped survey.
-        chain: The preprocessing, whose reach is read around every patch.
+        chain: The preprocessing, whose reach, or whole axes, are read around every patch.
         halo: The halo to use in halo mode.
 
     Raises:
@@ -98,7 +98,7 @@ def draw_layout(
         _require_bounded(model, whole)
     chunk = tuple(min(c, 1 << max(n - 1, 0).bit_length()) for c, n in zip(job.chunk, shape, strict=True))
     most = tuple(-(-n // c) * c for n, c in zip(shape, chunk, strict=True))
-    around: Halo = tuple(chain.halo.get(axis, (0, 0)) for axis in VOLUME_AXES)
+    around: Halo = chain.reach(VOLUME_AXES, shape)
     used: Halo = ((0, 0),) * len(shape) if blend else halo
     given = job.patch or (stored.grid.patch if stored else None)
     costs, limits = job_costs(job, model), _limits(job, stored, known=given is not None)
@@ -121,7 +121,7 @@ def draw_layout(
         axes = enumerate(zip(asked, most, chunk, strict=True))
         shard = tuple(m if axis in whole else max(min(s, m) // c, 1) * c for axis, (s, m, c) in axes)
     grid, batch = _fitted(job, stored, grid_of(shard), costs, limits, free=given is None)
-    return Layout(grid, chunk, batch, project_memory(grid, batch, costs), tuple(_warnings(job, grid)))
+    return Layout(grid, chunk, batch, project_memory(grid, batch, costs), tuple(_warnings(job, grid, chain)))
 
 
 def job_costs(job: ScoreJob, model: VolumeModel) -> Costs:
@@ -259,11 +259,17 @@ def _fastest_shard(grids: Iterable[Grid], costs: Costs, limits: Limits, replicas
     return min(timed)[1]
 
 
-def _warnings(job: ScoreJob, grid: Grid) -> list[str]:
+def _warnings(job: ScoreJob, grid: Grid, chain: Chain) -> list[str]:
     warnings = [
         f"shard along {VOLUME_AXES[axis]} is {grid.shard[axis]} instead of {job.shard[axis]}: whole names this axis"
         for axis in grid.whole
         if job.shard and grid.shard[axis] > job.shard[axis]
+    ]
+    reread = [axis for axis, name in enumerate(VOLUME_AXES) if name in chain.whole_axes and grid.counts[axis] > 1]
+    warnings += [
+        f"preprocessing reads {VOLUME_AXES[axis]} whole for each of the {grid.counts[axis]} blocks along it: set shard "
+        f"there to {grid.shape[axis]}, or materialise the chain once by job: preprocess"
+        for axis in reread
     ]
     if grid.blend:
         once = replace(grid, shard=grid.shape).redundancy()

@@ -118,7 +118,7 @@ def make_plan(inputs: Inputs) -> ScorePlan:
         UsageError: memory cannot fit.
     """
     job, bundle, stored = inputs.job, inputs.bundle, inputs.stored
-    chain = _chain(job, bundle)
+    chain = _chain(job, bundle).sampled(inputs.volume)
     shape = tuple(chain.crop(inputs.volume).shape)
     known = known_halo(job, inputs.model, stored)
     if known:
@@ -172,7 +172,7 @@ def make_plan(inputs: Inputs) -> ScorePlan:
 def forecast_score(job: ScoreJob) -> dict[str, Any]:
     """What scoring would do, without doing it: nothing is read but metadata."""
     inputs = open_inputs(job)
-    chain = _chain(inputs.job, inputs.bundle)
+    chain = _chain(inputs.job, inputs.bundle).sampled(inputs.volume)
     job, cropped = inputs.job, chain.crop(inputs.volume)
     known = known_halo(job, inputs.model, inputs.stored)
     halo, _ = known or measured_halo(inputs.model, job, cropped, None)
