@@ -20,7 +20,7 @@ from geobatch.errors import GeobatchError
 
 INTERRUPTED = 130
 WATCHED = ("run", "repair", "retry")
-UNITS = {"ingest": "parts", "label": "shards", "train": "steps", "score": "blocks"}
+UNITS = {"ingest": "parts", "label": "shards", "preprocess": "shards", "train": "steps", "score": "blocks"}
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 messages = Console(stderr=True, highlight=False)
 
@@ -83,7 +83,7 @@ def run(
     force: Annotated[bool, typer.Option(help="Score data of another kind than the bundle's.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a job: train or score."""
+    """Run a job: ingest, preprocess, train or score."""
     from geobatch.job import load_job, run_job
 
     job = load_job(job_file, overrides or [])

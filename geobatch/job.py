@@ -12,14 +12,16 @@ from pydantic import BaseModel, ValidationError
 from geobatch.errors import UsageError
 from geobatch.formats.spec import IngestJob
 from geobatch.labels.spec import LabelJob
+from geobatch.preprocess.spec import PreprocessJob
 from geobatch.score.spec import ScoreJob
 from geobatch.storage import open_storage, split_url
 from geobatch.train.spec import TrainJob
 
-Job = ScoreJob | TrainJob | IngestJob | LabelJob
-JOBS: dict[str, type[ScoreJob] | type[TrainJob] | type[IngestJob] | type[LabelJob]] = {
+Job = ScoreJob | TrainJob | IngestJob | LabelJob | PreprocessJob
+JOBS: dict[str, type[ScoreJob] | type[TrainJob] | type[IngestJob] | type[LabelJob] | type[PreprocessJob]] = {
     "ingest": IngestJob,
     "label": LabelJob,
+    "preprocess": PreprocessJob,
     "train": TrainJob,
     "score": ScoreJob,
 }
@@ -110,6 +112,10 @@ def run_job(
         from geobatch.labels import paint_labels
 
         return paint_labels(job, lambda done, total: on_progress(done, total, ""))
+    if isinstance(job, PreprocessJob):
+        from geobatch.preprocess.materialise import preprocess
+
+        return preprocess(job, lambda done, total: on_progress(done, total, ""))
     from geobatch.models.bundle import load_bundle
     from geobatch.train.train import train
 

@@ -121,14 +121,15 @@ def export_segy(
     source = _source(scored, src_survey_url)
     info = survey_info(source)
     traces = _traces(volume, source, src_survey_url)
-    own_format = volume.name == info["variable"] and survey_info(scored)["kind"] == "volume"
+    own_format = volume.name == info["variable"] and "trace_header" in scored
     form = Form(
         byte_order=">" if info["source"]["byte_order"] == "big" else "<",
         format_code=info["source"]["format_code"] if own_format else CODE_IEEE,
         samples=volume["sample"].values.astype(np.float64) / info["source"]["unit_factor"],
         changed_axis=not np.array_equal(volume["sample"].values, source["sample"].values),
         classes=volume.dtype == np.uint8,
-        invalid_value=None if own_format else INVALID_VALUE,
+        # An amplitude may well be -1; a prepared survey has no trace where it is 0 throughout.
+        invalid_value=None if own_format else 0.0 if survey_info(scored)["kind"] == "volume" else INVALID_VALUE,
     )
     invalid = written = 0
     with open_storage(root).open_writer(name) as write:

@@ -154,7 +154,8 @@ def _filtered(lines: Float64Array, valid: Mask, sections: Float64Array) -> Float
     # The length by which scipy extends a line by default, which must be shorter than the line.
     zeros = min((sections[:, 2] == 0).sum(), (sections[:, 5] == 0).sum())
     extension = min(3 * (2 * len(sections) + 1 - int(zeros)), lines.shape[1] - 1)
-    filtered: Float64Array = sosfiltfilt(sections, lines, axis=1, padlen=extension)
+    # scipy writes to no section but asks for memory that may be written to, and what Ray hands to a task may not.
+    filtered: Float64Array = sosfiltfilt(np.array(sections), lines, axis=1, padlen=extension)
     return filtered
 
 

@@ -60,7 +60,7 @@ class Fill(StepBase):
             filled = data.map_blocks(_replace_invalid, np.float32(self.value or 0), dtype=data.dtype)
             return x.copy(deep=False, data=filled)
         axis = axis_number(x, self.along, "step fill, key along")
-        function = partial(_interpolate_gaps, axis=axis, reach=self.max_gap_traces)
+        function = partial(interpolate_gaps, axis=axis, reach=self.max_gap_traces)
         return x.copy(deep=False, data=map_along_axis(function, data, axis, self.max_gap_traces, self.max_gap_traces))
 
 
@@ -68,7 +68,7 @@ def _replace_invalid(block: Float32Array, value: np.float32) -> Float32Array:
     return np.where(np.isfinite(block), block, value)
 
 
-def _interpolate_gaps(block: Float32Array, axis: int, reach: int) -> Float32Array:
+def interpolate_gaps(block: Float32Array, axis: int, reach: int) -> Float32Array:
     """The block with each invalid sample filled from its nearest valid neighbours within `reach` along `axis`."""
     lines = np.moveaxis(block, axis, 0)
     shape = lines.shape

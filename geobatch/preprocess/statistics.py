@@ -1,8 +1,8 @@
 """Exact statistics of a whole survey in constant memory: percentiles, mean, standard deviation, rms.
 
-A sample is valid when it is finite; the others are ignored. Each figure is one Dask reduction (two for
-percentiles), which runs on the Ray cluster when Ray is initialised and on threads otherwise. The tree of the
-reduction is fixed by the chunks, so both give the same bits.
+A sample is valid when it is finite; the others are ignored. Percentiles have no rank error, whatever the chunks. Each
+figure is one Dask reduction (two for percentiles), which runs on the Ray cluster when Ray is initialised and on threads
+otherwise. The tree of the reduction is fixed by the chunks, so both give the same bits.
 """
 
 import math
