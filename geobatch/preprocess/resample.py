@@ -29,7 +29,8 @@ from geobatch.preprocess.sampling import RATE_KEYS, Sampling, sampling_of
 
 MOST_UP = 1000
 """Intervals must be to each other as whole numbers up to this."""
-RATIO_ERROR = 1e-9
+DRIFT = 0.01
+"""The most by which the last sample may lie elsewhere than asked for, in samples."""
 HALF_LENGTH = 10
 """Zero crossings of the filter on each side, as scipy has them."""
 
@@ -74,7 +75,7 @@ class Resample(Frozen):
                 remedy="Fill them first.",
             )
         sampling = sampling_of(x, self.along)
-        ratio = self._ratio(sampling)
+        ratio = self._ratio(sampling, x.shape[axis])
         plan = Plan(axis, ratio.numerator, ratio.denominator, x.shape[axis])
         nearest = plan.nearest(np.arange(plan.length))
         template = x.isel({self.along: nearest})
@@ -85,7 +86,7 @@ class Resample(Frozen):
         rates = {key: float(x.attrs[key]) * plan.up / plan.down for key in RATE_KEYS if key in x.attrs}
         return result.assign_attrs(rates)
 
-    def _ratio(self, sampling: Sampling | None) -> Fraction:
+    def _ratio(self, sampling: Sampling | None, length: int) -> Fraction:
         """Old interval over new."""
         depth = self.interval_m is not None
         wanted = (self.interval_m if depth else self.interval_ms) or 0.0
@@ -101,7 +102,7 @@ class Resample(Frozen):
                 remedy="Give interval_ms on an axis of time, interval_m on one of depth.",
             )
         ratio = Fraction(old / wanted).limit_denominator(MOST_UP)
-        if ratio.numerator not in range(1, MOST_UP + 1) or abs(float(ratio) * wanted / old - 1) > RATIO_ERROR:
+        if ratio.numerator not in range(1, MOST_UP + 1) or abs(float(ratio) * wanted / old - 1) * length > DRIFT:
             near = old / float(ratio) if ratio else old
             raise UsageError(
                 "the intervals have no simple ratio",

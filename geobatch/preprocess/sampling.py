@@ -37,7 +37,7 @@ class Sampling(Frozen):
 
 
 def sampling_of(x: xr.DataArray, axis: str) -> Sampling | None:
-    """The sampling of an axis by its coordinate, or by the attribute `sampling_rate_hz`; None when neither is there.
+    """The sampling of an axis by its coordinate, or by the attribute `sampling_rate_hz`; None where neither tells.
 
     Times are read as such whatever their type. A coordinate without `units` is in ms on the axis `sample` and in s
     on the axis `time`.
@@ -45,7 +45,7 @@ def sampling_of(x: xr.DataArray, axis: str) -> Sampling | None:
     Raises:
         DataError: the coordinate is not evenly spaced.
     """
-    if axis in x.coords and x.sizes[axis] > 1:
+    if axis in x.coords and x.sizes[axis] > 1 and x[axis].dtype.kind in "iufmM":
         numbers, unit = x[axis].values, str(x[axis].attrs.get("units", IMPLIED.get(axis, "")))
         if numbers.dtype.kind in "mM":
             numbers, unit = (numbers - numbers[0]) / np.timedelta64(1, "s"), "s"
