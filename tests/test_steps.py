@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -408,3 +409,17 @@ def test_traces_of_few_samples_are_filtered() -> None:
         x = volume((3, 3, length), gaps=0)
         for step in EVERY:
             assert np.isfinite(whole(x, step)).any()
+
+
+@pytest.mark.parametrize("steps", [*([step] for step in EVERY), [EVERY[0], EVERY[10], EVERY[6], EVERY[2]]], ids=len)
+def test_a_block_is_prepared_in_the_memory_that_plans_project(steps: list[dict[str, Any]]) -> None:
+    x = volume((64, 64, 300), gaps=0.05)
+    chain = chain_of(*steps, x=x)
+    raw = read_region(x.copy(deep=True), chain, [slice(0, n) for n in x.shape])
+    prepare(raw, chain)
+    tracemalloc.start()
+    prepare(raw, chain)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # `geobatch.plan` counts four copies in float32, of which the raw values are one.
+    assert peak <= 3 * x.nbytes

@@ -13,7 +13,8 @@ import numpy as np
 
 from geobatch.preprocess.base import Float32Array, Float64Array, Mask
 
-PIECE_SAMPLES = 2**18
+PIECE_SAMPLES = 2**16
+"""Samples computed at once in float64: temporary arrays then fit the cache, and count for nothing beside a block."""
 LANES = 16
 """Lines are computed by multiples of this: FFTs take several at once by vector instructions and the rest by others,
 which may round in another way; all lines are to be treated alike."""
@@ -44,6 +45,7 @@ def each_line(
     table = moved.reshape(-1, moved.shape[-1])
     result = np.full(table.shape, np.nan, np.float32)
     rows = max(1, PIECE_SAMPLES * 8 // bytes_per_sample // max(table.shape[1], 1) // LANES) * LANES
+    piece = table
     for start in range(0, len(table), rows):
         piece = table[start : start + rows]
         valid = np.isfinite(piece)
@@ -58,6 +60,8 @@ def each_line(
             everywhere[: alive.size] = valid
             found = function(values, everywhere)[: alive.size]
             result[start + alive] = np.where(valid, found, np.nan)
+    # A copy along any axis but the last; it is to go before the next one is made.
+    del table, piece
     return np.ascontiguousarray(np.moveaxis(result.reshape(moved.shape), -1, axis))
 
 
