@@ -11,6 +11,10 @@ from surveys import CLASSES, random_volume, strong_network, write_survey
 
 from geobatch.job import parse_job
 from geobatch.models.bundle import DataDescription, load_bundle, make_bundle, save_bundle
+from geobatch.online import regions
+from geobatch.online.engine import Engine
+from geobatch.online.memory import Budget
+from geobatch.online.regions import RegionRequest, Regions
 from geobatch.plan import GIB
 from geobatch.preprocess import Chain, prepare, read_region
 from geobatch.score.planning import forecast_score, make_plan, open_inputs
@@ -71,6 +75,23 @@ def test_blocks_of_a_filtered_survey_equal_the_whole(places: dict[str, str]) -> 
         np.testing.assert_array_equal(values.view("u4"), whole[seen].view("u4"))
         found = predictor.predict(values, plan.grid.patches(block.write), [cells.start for cells in seen]).class_map
         np.testing.assert_array_equal(found, everything[block.write])
+
+
+def test_regions_served_online_are_read_in_pieces_that_memory_holds(
+    places: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(load_bundle(places["bundle"]), Budget(70_000, 100_000), device="cpu", threads=1)
+    request = RegionRequest(survey=places["survey"], inline=(120, 160), statistics="bundle")
+    served = Regions(engine, [places["survey"]], max_voxels=10**6)
+    whole = served.predict(served.plan(request, "none")).class_map
+    monkeypatch.setattr(regions, "READ_CELLS", 70_000)
+    monkeypatch.setattr(regions, "require_voxels", lambda *given: None)
+    small = Regions(engine, [places["survey"]], max_voxels=70_000)
+    work = small.plan(request, "none")
+    assert len(work.pieces) > 1
+    read = [read_region(work.cropped, work.chain, regions._hull([p.see for p in piece])) for piece in work.pieces]
+    assert max(part.values.size for part in read) <= 70_000
+    np.testing.assert_array_equal(small.predict(work).class_map, whole)
 
 
 def test_memory_of_whole_axes_is_projected(places: dict[str, str]) -> None:

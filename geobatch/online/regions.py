@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field
 
-from geobatch.blocks import Patch
+from geobatch.blocks import Halo, Patch
 from geobatch.errors import MismatchError
 from geobatch.online.bodies import require_voxels
 from geobatch.online.engine import Engine
@@ -40,6 +40,7 @@ from geobatch.survey import (
 Cells = tuple[slice, ...]
 Ends = Annotated[tuple[float, float], Field(description="first and last number of the axis, both included")]
 PIECE = 128
+LEAST_PIECE = 8
 
 
 class RegionRequest(BaseModel):
@@ -161,9 +162,7 @@ class Regions:
         """The region with the statistics of the bundle, in pieces of its own."""
         engine, chain = self._engine, self._engine.spec.chain.sampled(volume)
         cells = self._cells(volume, request)
-        part = tuple(min(PIECE, c.stop - c.start) for c in cells)
-        grid = engine.grid(volume.shape, part)
-        pieces = [grid.patches(cut) for cut in _parts(cells, part)]
+        pieces = self._pieces(volume.shape, cells, chain)
         notes = {"statistics": "bundle"}
         return RegionWork(volume, chain, cells, pieces, engine.predictor(probabilities), engine.threads, notes)
 
@@ -199,10 +198,23 @@ class Regions:
         require_voxels([c.stop - c.start for c in cells], self._max_voxels, "region")
         return cells
 
+    def _pieces(self, shape: tuple[int, ...], cells: Cells, chain: Chain) -> list[Sequence[Patch]]:
+        """Patches in pieces of what memory can hold of their reads: those of a chain may be whole axes."""
+        part, reach = [min(PIECE, c.stop - c.start) for c in cells], chain.reach(VOLUME_AXES, shape)
+        free = [axis for axis, name in enumerate(VOLUME_AXES) if name not in chain.whole_axes] or [0]
+        while True:
+            grid = self._engine.grid(shape, tuple(part))
+            pieces = [grid.patches(cut) for cut in _parts(cells, part)]
+            longest = max(free, key=lambda axis: part[axis])
+            fits = max(_cells_read(patches, reach, shape) for patches in pieces) <= max(self._max_voxels, READ_CELLS)
+            if fits or part[longest] <= LEAST_PIECE:
+                return list(pieces)
+            part[longest] = -(-part[longest] // 2)
+
     def _require_fits(self, plan: ScorePlan, pieces: Sequence[Sequence[Patch]]) -> None:
         """Refuse a plan whose patches or blocks are too large for this server's memory."""
         patch = math.prod(min(n, p) for n, p in zip(plan.grid.shape, plan.grid.patch, strict=True)) * plan.batch
-        read = max(_size(_hull([p.see for p in patches])) for patches in pieces)
+        read = max(_cells_read(patches, plan.grid.reach, plan.grid.shape) for patches in pieces)
         most_read = max(self._max_voxels, READ_CELLS)
         if patch > self._engine.network_cells or read > most_read:
             raise refusal(
@@ -239,6 +251,12 @@ def _touching(plan: ScorePlan, cells: Cells) -> Iterator[list[Patch]]:
         patches = plan.grid.patches(plan.grid.block(index).write)
         # Bits depend on what shares a forward pass: a batch stays together, single patches are picked.
         yield patches if plan.batch > 1 else [p for p in patches if _size(_intersection(p.keep, cells))]
+
+
+def _cells_read(patches: Sequence[Patch], reach: Halo, shape: Sequence[int]) -> int:
+    """Cells that preprocessing reads for these patches."""
+    hull = zip(_hull([patch.see for patch in patches]), reach, shape, strict=True)
+    return math.prod(min(n, c.stop + after) - max(0, c.start - before) for c, (before, after), n in hull)
 
 
 def _hull(regions: Sequence[Cells]) -> Cells:
