@@ -45,6 +45,14 @@ def inspect_survey(url: str, *, layout: SegyLayout | None = None) -> dict[str, A
         return _inspect_segy(open_segy(url), layout or SegyLayout())
     dataset = open_survey(url)
     info = survey_info(dataset)
+    if info["kind"] == "wells":
+        from geobatch.formats.logs_inspect import inspect_wells
+
+        return inspect_wells(dataset, url)
+    if info["kind"] == "catalogue":
+        from geobatch.formats.catalogue_inspect import inspect_catalogue
+
+        return inspect_catalogue(dataset, url)
     axes = {str(axis): dataset[axis].values for axis in dataset.dims if axis in dataset.coords}
     described: dict[str, Any] = {
         "url": url,
