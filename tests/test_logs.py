@@ -39,9 +39,7 @@ def write_las(path: Path, curves: dict[str, tuple[str, Any]], *, well: str = "A-
     head += [f"STRT.{unit} {columns[0][0]} :", f"STOP.{unit} {columns[0][-1]} :", f"STEP.{unit} {step} :"]
     head += [f"NULL. {null} :", f"WELL. {well} : WELL", "UWI. 001 : UWI", "~Curve"]
     head += [f"{name} .{unit} : {name}" for name, (unit, _) in curves.items()]
-    rows = [
-        " ".join(repr(float(v)) if np.isfinite(v) else null for v in row) for row in zip(*columns, strict=True)
-    ]
+    rows = [" ".join(repr(float(v)) if np.isfinite(v) else null for v in row) for row in zip(*columns, strict=True)]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join([*head, "~A", *rows, ""]))
     return str(path)
@@ -118,7 +116,11 @@ def test_units_are_converted_and_never_mixed(tmp_path: Path) -> None:
     depth = np.arange(100, 110, 0.5)
     curves: dict[str, Any] = {"DEPT": ("M", depth), "DEN": ("K/M3", np.full(20, 2450.0)), "ODD": ("furlong", depth)}
     write_las(tmp_path / "in/a.las", curves, well="A")
-    feet: dict[str, Any] = {"DEPT": ("FT", depth / 0.3048), "RHOB": ("G/CC", np.full(20, 2.45)), "ODD": ("stone", depth)}
+    feet: dict[str, Any] = {
+        "DEPT": ("FT", depth / 0.3048),
+        "RHOB": ("G/CC", np.full(20, 2.45)),
+        "ODD": ("stone", depth),
+    }
     write_las(tmp_path / "in/b.las", feet, well="B")
     survey = ingest_las(str(tmp_path / "in"), tmp_path / "wells")
     assert survey["RHOB"].attrs["units"] == "g/cm3"

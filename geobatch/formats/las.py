@@ -255,7 +255,9 @@ def _column_faults(curves: list[tuple[str, str]], width: int, where: str) -> lis
 
 def _well(url: str, header: Header, depth: Any, tracks: tuple[Track, ...], faults: list[Fault]) -> Well:
     items = header.items
-    step = _number(items.get("STEP", "")) * (factor(unit_of(header.units.get("STEP", "") or header.curves[0][1]), "m") or 1)
+    step = _number(items.get("STEP", "")) * (
+        factor(unit_of(header.units.get("STEP", "") or header.curves[0][1]), "m") or 1
+    )
     grid = native_grid(depth, abs(step))
     if grid is None and depth.size > 1:
         ails = f"depth steps from {np.diff(depth).min():g} to {np.diff(depth).max():g} m"

@@ -88,7 +88,9 @@ def read_rows(text: str, start: int, first_line: int, wrapped: bool, null_word: 
     if not parts:
         ails = f", such as: {bad.rows[0][1]}" if bad.rows else ""
         raise FormatError("no row of numbers", where=where, measured=f"{bad.row_count} bad rows{ails}", limit=width)
-    faults = row_faults(where, iter(bad.rows), bad.row_count) + row_faults(where, iter(bad.split), len(bad.split), "split")
+    faults = row_faults(where, iter(bad.rows), bad.row_count) + row_faults(
+        where, iter(bad.split), len(bad.split), "split"
+    )
     return Table(np.concatenate(parts), np.concatenate(numbers), faults + _cell_faults(bad, where))
 
 

@@ -75,7 +75,9 @@ def read_csv(url: str, options: Options) -> tuple[list[Well], list[Fault]]:
     well_column = _column(table, options.well, WELL_NAMES)
     depth_column = _column(table, options.depth, DEPTH_NAMES)
     if depth_column is None:
-        raise UsageError("no column of depths", where=url, measured=", ".join(table.names), remedy="Give --set depth=….")
+        raise UsageError(
+            "no column of depths", where=url, measured=", ".join(table.names), remedy="Give --set depth=…."
+        )
     scale = _depth_factor(depth_column, options, url)
     roles = {role: _column(table, getattr(options, role), ()) for role in ("uwi", "x", "y")}
     read = _Columns(_curve_columns(table, options, {well_column, depth_column, *roles.values()}), options)
@@ -131,10 +133,14 @@ class _Columns:
             where = f"{url} column {name}"
             example = f"such as {self._example.get(name, '')[:40]!r}"
             if not np.isfinite(values).any():
-                faults.append(Fault("curve", where, f"holds no number, {example}" if self._bad[name] else "is empty", "left out"))
+                faults.append(
+                    Fault("curve", where, f"holds no number, {example}" if self._bad[name] else "is empty", "left out")
+                )
                 continue
             if self._bad[name]:
-                faults.append(Fault("curve", where, f"{self._bad[name]} cells are no number, {example}", "cells left empty"))
+                faults.append(
+                    Fault("curve", where, f"{self._bad[name]} cells are no number, {example}", "cells left empty")
+                )
             kept.append(values)
             names.append(name)
         if not kept:

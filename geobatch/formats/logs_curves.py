@@ -31,7 +31,9 @@ class CurveType:
 
 
 CURVES: dict[str, CurveType] = {
-    "GR": CurveType("gamma ray", "gAPI", 0, 500, ("GRC", "GAMMA", "GAM", "GRGC", "ECGR", "GRD", "GRS", "GR_EDTC", "HGR")),
+    "GR": CurveType(
+        "gamma ray", "gAPI", 0, 500, ("GRC", "GAMMA", "GAM", "GRGC", "ECGR", "GRD", "GRS", "GR_EDTC", "HGR")
+    ),
     "SGR": CurveType("spectral gamma ray", "gAPI", 0, 500, ("GRSL", "HSGR")),
     "CALI": CurveType("caliper", "in", 3, 40, ("CAL", "CALX", "HCAL", "CALD", "CALS", "CALI1", "C1", "LCAL")),
     "BS": CurveType("bit size", "in", 3, 40, ("BIT", "BITSIZE")),

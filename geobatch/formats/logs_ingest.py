@@ -297,7 +297,9 @@ def identity_arrays(plan: Plan) -> tuple[list[ArraySpec], dict[str, npt.NDArray[
     }
     names = {"well": "well name", "uwi": "unique well identifier", "source": "source file"}
     values: dict[str, npt.NDArray[Any]] = {"depth": plan.axis.values}
-    specs = [ArraySpec.small("depth", ("depth",), values["depth"], long_name="measured depth", units="m", positive="down")]
+    specs = [
+        ArraySpec.small("depth", ("depth",), values["depth"], long_name="measured depth", units="m", positive="down")
+    ]
     for name, words in texts.items():
         values[name] = np.array(words, dtype=np.dtypes.StringDType()).reshape(number)
         specs.append(ArraySpec.small(name, ("well",), values[name], long_name=names[name]))

@@ -96,7 +96,12 @@ def quality_sentences(
         missing = np.flatnonzero(~present)
         if missing.size and column.name in CURVES:
             named = ", ".join(wells[w] for w in missing[:5]) + (", …" if missing.size > 5 else "")
-            found.append((0.9 * missing.size / len(wells), f"{column.name} is missing in {missing.size} of {len(wells)} wells: {named}"))
+            found.append(
+                (
+                    0.9 * missing.size / len(wells),
+                    f"{column.name} is missing in {missing.size} of {len(wells)} wells: {named}",
+                )
+            )
     found.sort(key=lambda entry: -entry[0])
     sentences = [sentence for _, sentence in found]
     return sentences if len(sentences) <= limit else [*sentences[:limit], f"and {len(sentences) - limit} more"]

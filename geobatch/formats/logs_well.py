@@ -174,7 +174,9 @@ def increasing(
         depth, values, lines = depth[order], values[order], lines[order]
     again = np.flatnonzero(np.diff(depth) == 0) + 1
     if again.size:
-        faults += row_faults(where, ((lines[row], f"depth {depth[row]:g} m a second time") for row in again), again.size)
+        faults += row_faults(
+            where, ((lines[row], f"depth {depth[row]:g} m a second time") for row in again), again.size
+        )
         depth, values = np.delete(depth, again), np.delete(values, again, axis=0)
     return np.ascontiguousarray(depth), np.ascontiguousarray(values), faults
 

@@ -138,7 +138,9 @@ class TextTable:
         except pa.ArrowInvalid as error:
             if "Empty CSV file" in str(error):
                 return
-            raise FormatError("table does not read", where=self.url, measured=str(error).splitlines()[0][:200]) from error
+            raise FormatError(
+                "table does not read", where=self.url, measured=str(error).splitlines()[0][:200]
+            ) from error
 
     def _stream(self) -> Any:
         if self.delimiter != " ":
