@@ -153,7 +153,7 @@ def export(
     overwrite: Annotated[bool, typer.Option(help="Replace a file that is there already.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a survey or a scored survey as SEG-Y with the headers of its source, a catalogue as Parquet, CSV, QuakeML."""
+    """Write a survey as SEG-Y with the headers of its source, a catalogue as Parquet, CSV or QuakeML."""
     from geobatch.formats.segy_export import export_segy
     from geobatch.survey import open_survey, survey_info
 

@@ -1,7 +1,7 @@
 """Earthquake catalogues, tables or QuakeML, into a survey of events sorted by time.
 
-A catalogue is sorted as a whole, so it is held in memory once, as columns: about 100 bytes an event. Reading is block by
-block, writing shard by shard.
+A catalogue is sorted as a whole, so it is held in memory once, as columns: about 100 bytes an event. Reading is block
+by block, writing shard by shard.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from geobatch.errors import DataError, FormatError
 from geobatch.formats.catalogue_events import (
@@ -48,7 +49,7 @@ class Options(IngestOptions):
     """Options of catalogues.
 
     Attributes:
-        columns: Column per field where its name does not tell, such as `{magnitude: ML, time: OT}`; see `keep` for others.
+        columns: Column per field where its name does not tell, such as `{magnitude: ML, time: OT}`.
         depth_unit: `km` or `m`; km in tables when their header does not say, always m in QuakeML.
         magnitude_type: Type of magnitudes whose source gives none.
         duplicates: `keep` or `drop` events with the time and place, or the identifier, of another.
@@ -56,7 +57,7 @@ class Options(IngestOptions):
         delimiter: Between columns, found when not given; a blank stands for any white space.
     """
 
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default={})
     depth_unit: Literal["km", "m"] | None = None
     magnitude_type: str = ""
     duplicates: Literal["keep", "drop"] = "keep"

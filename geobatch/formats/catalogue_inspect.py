@@ -1,4 +1,4 @@
-"""What a catalogue of earthquakes holds, suspicious things first: duplicates, default depths, rounded magnitudes, blasts."""
+"""What a catalogue of earthquakes holds, suspicious things first: missing figures, default depths, blasts, silence."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Earthquake catalogues as tables: which column is what, and words into times, places and magnitudes.
 
-Known by their names: USGS (ComCat), ISC bulletin CSV, SCEDC and Hauksson-like aligned columns, FDSN text, and files with
-year, month, day … in columns. The option `columns` maps anything else.
+Known by their names: USGS (ComCat), ISC bulletin CSV, SCEDC-like aligned columns, FDSN text, and files with year,
+month, day … in columns. The option `columns` maps anything else.
 """
 
 from __future__ import annotations
@@ -112,9 +112,8 @@ def _columns(table: TextTable, mapped: Mapping[str, str]) -> dict[str, str]:
     for name in ("latitude", "longitude"):
         if name not in found:
             _missing(table, name)
-    if all(name in found for name in ("year", "month", "day")) and "time" not in mapped:
-        found.pop("time", None)
-    elif "date" in found and "clock" in found and "time" not in mapped:
+    parts = all(name in found for name in ("year", "month", "day")) or ("date" in found and "clock" in found)
+    if parts and "time" not in mapped:
         found.pop("time", None)
     elif "time" not in found:
         _missing(table, "time, or date and time of day, or year, month and day")
@@ -191,7 +190,7 @@ def _times(
 
 
 def parse_times(words: Words, places: npt.NDArray[Any], faults: RowFaults) -> npt.NDArray[np.int64]:
-    """Nanoseconds since 1970 of ISO-like times, UTC unless they state an offset, or of epoch seconds; `NAT` for others."""
+    """Nanoseconds since 1970 of ISO-like times, UTC unless they state an offset, or of epoch seconds; else `NAT`."""
     pandas = need("pandas", "earthquake")
     epoch = _epoch(words)
     if epoch is not None:

@@ -6,6 +6,7 @@ many times its size in memory. LAS 3 is refused by name.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import re
@@ -233,10 +234,8 @@ def _header(sections: dict[str, str], las: Any, where: str) -> Header:
 def _empty_sentinels(rows: Any, null: str, options: LogOptions) -> None:
     """NaN for the file's NULL and for the sentinels of the trade."""
     values = list(options.sentinels)
-    try:
+    with contextlib.suppress(ValueError):
         values.append(float(null))
-    except ValueError:
-        pass
     for value in values:
         # Writers print NULL with other digits than the header has.
         rows[np.abs(rows - value) <= 1e-9 * max(1.0, abs(value))] = np.nan

@@ -1,4 +1,4 @@
-"""The numbers of a LAS file's ~A section, row by row: what is bad in a row or a cell is told, and the others are kept."""
+"""The numbers of a LAS file's ~A section, row by row: what is bad in a row or a cell is told, the others are kept."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _first(text: str, start: int, first_line: int) -> list[tuple[int, str]]:
 
 
 def _blocks(text: str, start: int, first_line: int) -> Iterator[list[tuple[int, str]]]:
-    """Numbered lines of data, about a megabyte at a time; comments and blank lines left out, a new section ends them."""
+    """Numbered lines of data, about a megabyte at a time, without comments and blank lines; a section ends them."""
     line = first_line
     while start < len(text):
         end = text.find("\n", min(start + BLOCK_CHARACTERS, len(text)))
@@ -220,12 +220,9 @@ def _cell(token: str, column: int, line: int, missing: set[str], bad: _Bad) -> f
 
 
 def _cell_faults(bad: _Bad, where: str) -> list[Fault]:
-    return [
-        Fault(
-            "column",
-            f"{where} column {column + 1}",
-            f"{count} cells hold no number, such as {bad.first_cell[column][1][:40]!r} in line {bad.first_cell[column][0]}",
-            "cells left empty",
-        )
-        for column, count in sorted(bad.cells.items())
-    ]
+    faults = []
+    for column, count in sorted(bad.cells.items()):
+        line, token = bad.first_cell[column]
+        ails = f"{count} cells hold no number, such as {token[:40]!r} in line {line}"
+        faults.append(Fault("column", f"{where} column {column + 1}", ails, "cells left empty"))
+    return faults

@@ -150,7 +150,7 @@ class _Columns:
 
 @dataclass(frozen=True)
 class _Rows:
-    """All rows: the well and depth in metres of each, values `(row, column)` with their names, and what else was asked."""
+    """All rows: well and depth in metres of each, values `(row, column)` with their names, and what else was asked."""
 
     well: Words
     depth: Floats

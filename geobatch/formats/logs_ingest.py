@@ -1,4 +1,4 @@
-"""Well logs of any format into a survey of wells `(well, depth)`: read every file once, agree on curves and depths, write.
+"""Well logs of any format into a survey of wells `(well, depth)`: read every file once, agree on curves, write.
 
 read (tasks over files, parsed wells kept beside the survey) → agree → write_group (tasks over groups of wells)
 """
@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from geobatch.errors import DataError, FormatError, UsageError
 from geobatch.fanout import open_fanout
@@ -57,9 +58,9 @@ class LogOptions(IngestOptions):
     step_m: float | None = None
     max_gap_m: float | None = None
     depth_unit: Literal["m", "ft"] | None = None
-    aliases: dict[str, tuple[str, ...]] = {}
-    units: dict[str, str] = {}
-    classes: dict[str, dict[int | str, str]] = {}
+    aliases: dict[str, tuple[str, ...]] = Field(default={})
+    units: dict[str, str] = Field(default={})
+    classes: dict[str, dict[int | str, str]] = Field(default={})
     labels: tuple[str, ...] = ()
     sentinels: tuple[float, ...] = (-999.25, -9999.0, -9999.25, -99999.0)
 
