@@ -234,7 +234,7 @@ def _describe(
         "quantity": "earthquakes",
         "crs": options.crs or "EPSG:4326",
         "statistics": {
-            name: figures(partial_moments(values))
+            name: figures(partial_moments(values.astype(np.float32)))
             for name, values in events.numbers.items()
             if np.isfinite(values).any()
         },

@@ -124,13 +124,14 @@ def decode(body: bytes, where: str) -> tuple[str, list[Fault]]:
     Raises:
         FormatError: it is binary.
     """
+    faults: list[Fault] = []
     if body[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        text, faults = body.decode("utf-16", errors="replace"), []
+        text = body.decode("utf-16", errors="replace")
     elif body.count(b"\0", 0, 4096):
         raise FormatError("file is binary", where=where, measured=f"starts with {body[:8].hex()}", limit="text")
     else:
         try:
-            text, faults = body.decode("utf-8-sig"), []
+            text = body.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             text = body.decode("cp1252", errors="replace")
             ails = f"byte {body[error.start]:#x} at {error.start} is not UTF-8"

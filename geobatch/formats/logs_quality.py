@@ -83,23 +83,23 @@ def quality_sentences(
             found.append((3.0, f"{column.name} holds no value in any well"))
             continue
         odd, alone = arrays["implausible"][:, k], arrays["spikes"][:, k]
-        for w in np.flatnonzero(odd > MANY_IMPLAUSIBLE):
+        for w in np.flatnonzero(odd > MANY_IMPLAUSIBLE).tolist():
             text = f"{wells[w]}: {odd[w]:.1%} of {column.name} is implausible ({low[w]:g} to {high[w]:g})"
             found.append((2.0 + odd[w], text))
-        for w in np.flatnonzero(present & (low == high) & (coverage > LITTLE_COVERAGE)):
+        for w in np.flatnonzero(present & (low == high) & (coverage > LITTLE_COVERAGE)).tolist():
             if not column.label:
                 found.append((2.0, f"{wells[w]}: {column.name} is {low[w]:g} everywhere"))
-        for w in np.flatnonzero(alone > MANY_SPIKES):
+        for w in np.flatnonzero(alone > MANY_SPIKES).tolist():
             found.append((1.0 + alone[w], f"{wells[w]}: {alone[w]:.2%} of {column.name} are spikes"))
-        for w in np.flatnonzero(present & (coverage < LITTLE_COVERAGE)):
+        for w in np.flatnonzero(present & (coverage < LITTLE_COVERAGE)).tolist():
             found.append((0.5, f"{wells[w]}: {column.name} covers {coverage[w]:.1%} of the well"))
-        missing = np.flatnonzero(~present)
-        if missing.size and column.name in CURVES:
-            named = ", ".join(wells[w] for w in missing[:5]) + (", …" if missing.size > 5 else "")
+        missing = np.flatnonzero(~present).tolist()
+        if missing and column.name in CURVES:
+            named = ", ".join(wells[w] for w in missing[:5]) + (", …" if len(missing) > 5 else "")
             found.append(
                 (
-                    0.9 * missing.size / len(wells),
-                    f"{column.name} is missing in {missing.size} of {len(wells)} wells: {named}",
+                    0.9 * len(missing) / len(wells),
+                    f"{column.name} is missing in {len(missing)} of {len(wells)} wells: {named}",
                 )
             )
     found.sort(key=lambda entry: -entry[0])

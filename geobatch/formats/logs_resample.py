@@ -31,7 +31,7 @@ class DepthAxis:
     @property
     def values(self) -> Floats:
         """Depth in metres, float64."""
-        return self.start_m + self.step_m * np.arange(self.count)
+        return np.asarray(self.start_m + self.step_m * np.arange(self.count), np.float64)
 
 
 def kept_places(depth: Floats, step_m: float, axis: DepthAxis) -> tuple[npt.NDArray[np.int64], float] | None:
