@@ -333,7 +333,7 @@ def _piece_bytes(target: Target, source: Source) -> int:
 
 
 def _packed(mask: npt.NDArray[np.bool_]) -> str:
-    return base64.b64encode(np.packbits(mask)).decode()
+    return base64.b64encode(np.packbits(mask).tobytes()).decode()
 
 
 def _unpacked(figure: dict[str, Any]) -> tuple[tuple[slice, slice], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:

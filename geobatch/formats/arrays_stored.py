@@ -190,7 +190,7 @@ def _zarr_array(url: str, variable: str) -> Any:
                 raise NotFoundError("nothing is there", where=url)
             known = ", ".join(arrays_in(url)) or "no Zarr array"
             raise UsageError("group has no such array", where=url, measured=variable, limit=known[:300])
-    return zarr.open_array(store, path=variable or None, mode="r")
+    return zarr.open_array(store, path=variable, mode="r")
 
 
 def _is_array(storage: Storage) -> bool:

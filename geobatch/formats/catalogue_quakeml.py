@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 import xml.parsers.expat
 from typing import Any
 
@@ -44,8 +45,10 @@ def read_quakeml(url: str) -> Events:
         try:
             for number, element in enumerate(_elements(etree, stream, url, safe), 1):
                 try:
-                    body = _HEAD + etree.tostring(element) + _TAIL
-                    event = obspy.read_events(io.BytesIO(body), format="QUAKEML")[0]
+                    # What obspy warns of ends in an empty cell or a fault.
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")
+                        event = _read_event(obspy, etree, element)
                     row = _row(event)
                 except Exception as error:  # obspy raises many kinds on what it does not expect.
                     ails = f"{type(error).__name__}: {str(error)[:80]}"
@@ -100,6 +103,11 @@ def refuse_entities(url: str) -> None:
         raise FormatError("XML is no QuakeML", where=url, measured=f"root element {root[0]}", limit="q:quakeml")
 
 
+def _read_event(obspy: Any, etree: Any, element: Any) -> Any:
+    """One event as obspy reads it, in a document of its own."""
+    return obspy.read_events(io.BytesIO(_HEAD + etree.tostring(element) + _TAIL), format="QUAKEML")[0]
+
+
 def _elements(etree: Any, stream: Any, url: str, safe: dict[str, bool]) -> Any:
     """The event elements, each freed after its use."""
     for _, element in etree.iterparse(stream, events=("end",), tag="{*}event", **safe):
@@ -123,10 +131,10 @@ def _row(event: Any) -> dict[str, Any]:
             "latitude": origin.latitude,
             "longitude": origin.longitude,
             "depth_km": _scaled(origin.depth, KM_PER_M),
-            "time_error_s": origin.time_errors.uncertainty,
-            "latitude_error_deg": origin.latitude_errors.uncertainty,
-            "longitude_error_deg": origin.longitude_errors.uncertainty,
-            "depth_error_km": _scaled(origin.depth_errors.uncertainty, KM_PER_M),
+            "time_error_s": _uncertainty(origin.time_errors),
+            "latitude_error_deg": _uncertainty(origin.latitude_errors),
+            "longitude_error_deg": _uncertainty(origin.longitude_errors),
+            "depth_error_km": _scaled(_uncertainty(origin.depth_errors), KM_PER_M),
             "azimuthal_gap_deg": quality.azimuthal_gap if quality else None,
             "rms_s": quality.standard_error if quality else None,
         }
@@ -134,9 +142,14 @@ def _row(event: Any) -> dict[str, Any]:
         row |= {
             "magnitude": magnitude.mag,
             "magnitude_type": magnitude.magnitude_type or "",
-            "magnitude_error": magnitude.mag_errors.uncertainty,
+            "magnitude_error": _uncertainty(magnitude.mag_errors),
         }
     return row
+
+
+def _uncertainty(errors: Any) -> float | None:
+    """What obspy keeps beside a value; nothing at all where the value is missing."""
+    return None if errors is None else errors.uncertainty
 
 
 def _scaled(value: float | None, factor: float) -> float | None:

@@ -14,7 +14,7 @@ from geobatch.errors import FormatError
 from geobatch.formats.ingestion import Fault
 from geobatch.formats.logs_well import Floats, row_faults
 
-BLOCK_CHARACTERS = 2**20
+BLOCK_CHARACTERS = 2**17
 SAMPLE_LINES = 200
 LONGEST_LINE = 2**20
 MISSING_WORDS = {"", "-", "--", "nan", "null", "none", "n/a", "na", "inf", "+inf", "-inf", "#n/a", "missing"}
@@ -40,11 +40,12 @@ class Table:
 
 @dataclass
 class _Bad:
-    """Bad rows and cells as they are met: all are counted, the first are told."""
+    """Bad rows and cells as they are met: all are counted, the first are told. `pattern`: values per line of a row."""
 
     rows: list[tuple[int, str]] = field(default_factory=list)
     row_count: int = 0
     split: list[tuple[int, str]] = field(default_factory=list)
+    pattern: list[int] = field(default_factory=list)
     cells: Counter[int] = field(default_factory=Counter)
     first_cell: dict[int, tuple[int, str]] = field(default_factory=dict)
 
@@ -102,7 +103,7 @@ def _first(text: str, start: int, first_line: int) -> list[tuple[int, str]]:
 
 
 def _blocks(text: str, start: int, first_line: int) -> Iterator[list[tuple[int, str]]]:
-    """Numbered lines of data, about a megabyte at a time, without comments and blank lines; a section ends them."""
+    """Numbered lines of data, a few hundred rows at a time, without comments and blank lines; a section ends them."""
     line = first_line
     while start < len(text):
         end = text.find("\n", min(start + BLOCK_CHARACTERS, len(text)))
@@ -165,19 +166,26 @@ def _plain(
 
 
 def _unwrapped(lines: list[tuple[int, str]], width: int, bad: _Bad) -> Iterator[tuple[int, list[str]]]:
-    """Rows of several lines: the depth stands alone on the first (LAS 2.0, section 3)."""
+    """Rows of several lines: the depth stands alone on the first (LAS 2.0, section 3).
+
+    A single value where other rows have several begins a new row, so that one that was cut costs only itself.
+    """
     row: list[str] = []
-    first = 0
+    shape: list[int] = []
+    first = place = 0
     for number, line in lines:
         tokens = line.split()
-        if row and len(tokens) == 1 and len(row) + 1 != width:
+        if row and len(tokens) == 1 and place < len(bad.pattern) and bad.pattern[place] > 1:
             bad.row(first, f"{len(row)} of {width} values")
             row = []
         if not row:
-            first = number
+            first, place, shape = number, 0, []
         row += tokens
+        shape.append(len(tokens))
+        place += 1
         if len(row) >= width:
             if len(row) == width:
+                bad.pattern = shape
                 yield first, row
             else:
                 bad.row(first, f"{len(row)} of {width} values")

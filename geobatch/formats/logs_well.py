@@ -204,7 +204,9 @@ def native_grid(depth: Floats, stated_step_m: float = math.nan) -> tuple[float, 
     if depth.size < 2:
         return None
     steps = np.diff(depth)
-    candidates = [stated_step_m, (depth[-1] - depth[0]) / (depth.size - 1), float(np.median(steps)), float(steps.min())]
+    # The mean is the step of an axis without gaps, whatever the file says.
+    mean = float(depth[-1] - depth[0]) / (depth.size - 1)
+    candidates = [mean, stated_step_m, float(np.median(steps)), float(steps.min())]
     for candidate in candidates:
         if not candidate > 0 or (depth[-1] - depth[0]) / candidate > 2**31:
             continue

@@ -1,4 +1,4 @@
-"""Tables of text, CSV and its kin, from storage: columns of words, about a megabyte of rows at a time.
+"""Tables of text, CSV and its kin, from storage: columns of words, some thousand rows at a time.
 
 Words become numbers and times where they are used, so that a bad one costs its cell or row and not the file.
 """
@@ -20,6 +20,8 @@ from geobatch.formats.libraries import need
 from geobatch.storage import Storage, absolute_url, join_url, open_storage, split_url
 
 BLOCK_BYTES = 2**20
+# Words take several times the bytes of their text: small blocks of rows keep memory near the size of the file.
+ROW_BYTES = 2**18
 HEAD_BYTES = 2**16
 MOST_COLUMNS = 4096
 MOST_BYTES = 2**33
@@ -118,7 +120,7 @@ class TextTable:
         keys = [str(k) for k in range(len(self.names))]
         reading = pyarrow.csv.ReadOptions(
             use_threads=False,
-            block_size=BLOCK_BYTES,
+            block_size=ROW_BYTES,
             skip_rows=self.header_line,
             column_names=keys,
             encoding=self.encoding,
@@ -238,7 +240,8 @@ def _clean(word: str) -> str:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[\[(].*?[\])]|[^0-9a-zA-Z/]+", "", name).lower() or name.strip().lower()
+    bare = re.sub(r"[\[(].*?[\])]", "", name)
+    return re.sub(r"[^0-9a-zA-Z/]+", "", bare).lower() or name.strip().lower()
 
 
 def _is_number(word: str) -> bool:
