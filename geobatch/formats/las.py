@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import math
 import re
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class Header:
         curves: Mnemonic and unit of each curve, the index first.
         wrapped: A row takes several lines.
         elevation_m: Kelly bushing, NaN when not given.
+        unread: Lines that do not read.
     """
 
     items: dict[str, str]
@@ -62,6 +64,7 @@ class Header:
     curves: list[tuple[str, str]]
     wrapped: bool
     elevation_m: float
+    unread: tuple[str, ...] = ()
 
 
 def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) -> dict[str, Any]:
@@ -103,6 +106,7 @@ def read_las(url: str, options: LogOptions) -> tuple[list[Well], list[Fault]]:
     table = read_rows(text, data.end() + 1, first_line, header.wrapped, null, columns, url)
     text = ""
     curves = header.curves[: table.rows.shape[1]]
+    faults += [Fault("header line", f"{url} {line}", "does not read", "left out") for line in header.unread]
     faults += table.faults + _column_faults(header.curves, table.rows.shape[1], url)
     rows = table.rows[:, : len(curves)]
     _empty_sentinels(rows, null, options)
@@ -149,9 +153,9 @@ def read_header(text: str, where: str) -> Header:
         raise FormatError("header is too long", where=where, measured=f"{len(text)} characters", limit=MOST_HEADER)
     sections: dict[str, str] = {}
     matches = list(_SECTION.finditer(text))
-    for match, following in zip(matches, [*matches[1:], None], strict=True):
-        body = text[match.end() : following.start() if following else len(text)]
-        sections.setdefault(match.group(1).upper(), body)
+    for number, match in enumerate(matches, 1):
+        end = matches[number].start() if number < len(matches) else len(text)
+        sections.setdefault(match.group(1).upper(), text[match.end() : end])
     for letter, what in (("V", "~Version"), ("W", "~Well"), ("C", "~Curve")):
         if letter not in sections:
             raise FormatError(f"no {what} section", where=where, limit="LAS 1.2 or 2.0", remedy="Is it a LAS file?")
@@ -159,7 +163,8 @@ def read_header(text: str, where: str) -> Header:
         raise FormatError(
             "LAS 3 is not read", where=where, measured="VERS 3", limit="1.2 or 2.0", remedy="Export the well as LAS 2."
         )
-    return _header(sections, _lasio_sections(sections, where), where)
+    las, unread = _lasio_sections(sections, where)
+    return _header(sections, las, where, unread)
 
 
 def depth_factor(header: Header, first: float, options: LogOptions, where: str) -> float:
@@ -200,23 +205,48 @@ def _data_section(text: str, where: str) -> re.Match[str]:
     )
 
 
-def _lasio_sections(sections: dict[str, str], where: str) -> Any:
-    """~V, ~W and ~C as lasio reads them."""
+def _lasio_sections(sections: dict[str, str], where: str) -> tuple[Any, tuple[str, ...]]:
+    """~V, ~W and ~C as lasio reads them, and what it says of lines that it cannot read."""
     lasio = need("lasio", "subsurface")
     lines = []
     for letter, title in (("V", "~Version"), ("W", "~Well"), ("C", "~Curve")):
         lines += [title, *(line[:HEADER_LINE] for line in sections[letter].split("\n"))]
-    if sum(1 for line in sections["C"].split("\n") if line.strip() and not line.lstrip().startswith("#")) > MOST_CURVES:
-        raise FormatError("too many curves", where=where, limit=MOST_CURVES)
+    declared = sum(1 for line in sections["C"].split("\n") if line.strip() and not line.lstrip().startswith("#"))
+    if declared > MOST_CURVES:
+        raise FormatError("too many curves", where=where, measured=declared, limit=MOST_CURVES)
+    unread = _Heard()
+    logger = logging.getLogger("lasio.reader")
+    logger.addHandler(unread)
+    propagate, logger.propagate = logger.propagate, False
     try:
         # An open stream: lasio takes a string for a path or an address.
         stream = io.StringIO("\n".join([*lines, "~A", ""]))
-        return lasio.read(stream, ignore_data=True, ignore_header_errors=True, mnemonic_case="preserve")
+        las = lasio.read(stream, ignore_data=True, ignore_header_errors=True, mnemonic_case="preserve")
     except Exception as error:  # lasio lets through whatever its parsing meets.
-        raise FormatError("header does not read", where=where, measured=str(error).splitlines()[:1]) from error
+        raise FormatError("header does not read", where=where, measured=str(error)[:200]) from error
+    finally:
+        logger.removeHandler(unread)
+        logger.propagate = propagate
+    if len(las.curves) != declared:
+        # Without that line every later column would have another curve's name.
+        ails = unread.lines[0] if unread.lines else f"{len(las.curves)} of {declared} lines read"
+        raise FormatError("a line of ~Curve does not read", where=where, measured=ails, limit="MNEM.UNIT VALUE : TEXT")
+    return las, tuple(unread.lines)
 
 
-def _header(sections: dict[str, str], las: Any, where: str) -> Header:
+class _Heard(logging.Handler):
+    """What lasio warns of, kept."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep it."""
+        self.lines.append(record.getMessage()[:200])
+
+
+def _header(sections: dict[str, str], las: Any, where: str, unread: tuple[str, ...]) -> Header:
     items = {str(item.original_mnemonic).upper(): str(item.value).strip() for item in reversed(las.well)}
     units = {str(item.original_mnemonic).upper(): str(item.unit or "") for item in reversed(las.well)}
     curves = [(str(item.original_mnemonic).strip() or "unnamed", str(item.unit or "")) for item in las.curves]
@@ -229,7 +259,7 @@ def _header(sections: dict[str, str], las: Any, where: str) -> Header:
         elevation = float(match.group(3)) * (factor(unit_of(match.group(2)), "m") or 1.0)
         if not match.group(2) and unit_of(units.get("STRT", "")) == "ft":
             elevation *= 0.3048
-    return Header(items, units, curves, bool(wrap and wrap.group(1).upper().startswith("Y")), elevation)
+    return Header(items, units, curves, bool(wrap and wrap.group(1).upper().startswith("Y")), elevation, unread)
 
 
 def _empty_sentinels(rows: Any, null: str, options: LogOptions) -> None:
