@@ -71,7 +71,7 @@ def test_san_jacinto_catalogue_equals_pandas_and_comes_out_again(test_data: Path
     assert verify_ingested(str(tmp_path / "survey")).findings == ()
     told = inspect_survey(str(tmp_path / "survey"))
     assert told["suspicious"][0] == "no event has a depth" and told["magnitude_of_completeness"] == 1.0
-    assert "no event has a depth" in render_text(told)
+    assert "no event has a depth" in render_text(told) and "complete above  magnitude 1" in render_text(told)
 
     for suffix, read in (("parquet", pandas.read_parquet), ("csv", pandas.read_csv)):
         target = tmp_path / f"out.{suffix}"

@@ -17,7 +17,7 @@ from geobatch.formats.logs_curves import CURVES, factor, unit_of
 from geobatch.formats.logs_resample import DepthAxis, nearest, resample
 from geobatch.formats.logs_well import native_grid
 from geobatch.formats.spec import IngestRun
-from geobatch.inspect import inspect_survey
+from geobatch.inspect import inspect_survey, render_text
 from geobatch.survey import open_survey
 
 RUN = IngestRun()
@@ -196,6 +196,7 @@ def test_inspection_tells_the_suspicious_first(tmp_path: Path) -> None:
     for told in (raw, inspect_survey(str(tmp_path / "wells"))):
         assert told["suspicious"][0].startswith("B: 100.0% of RHOB is implausible")
         assert "A-1: CALI is 8.5 everywhere" in told["suspicious"]
+        assert "well B" in render_text(told)
         assert "A-1: 1.00% of GR are spikes" in told["suspicious"]
         assert any(sentence.startswith("GR is missing in 1 of 2 wells: B") for sentence in told["suspicious"])
 
@@ -240,7 +241,7 @@ def test_resampling_stays_within_the_values_and_their_depths(values: list[float]
 
 @given(st.floats(0.01, 2.0), st.lists(st.integers(1, 4), min_size=2, max_size=50), st.floats(0, 3000))
 def test_a_printed_regular_axis_with_gaps_is_regular(step: float, gaps: list[int], start: float) -> None:
-    places = np.concatenate([[0], np.cumsum(gaps)])
+    places = np.concatenate([[0, 1], 1 + np.cumsum(gaps)])
     grid = native_grid(start + places * step, step)
     assert grid is not None and grid[0] == pytest.approx(step, rel=1e-6)
     np.testing.assert_array_equal(grid[1], places)

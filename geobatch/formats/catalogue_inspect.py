@@ -56,6 +56,19 @@ def inspect_events(time_ns: npt.NDArray[np.int64], columns: Mapping[str, npt.NDA
     }
 
 
+def catalogue_rows(info: dict[str, Any]) -> list[tuple[str, str]]:
+    """Label and text of each line of the rendered description."""
+    rows = [("events", f"{info['axes']['event']['count']}: {info['start_time'][:19]} to {info['end_time'][:19]} UTC")]
+    rows += [(name, f"{low:g} to {high:g}") for name, (low, high) in info["ranges"].items()]
+    for name in ("magnitude_types", "event_types"):
+        if info[name]:
+            told = list(info[name].items())[:8]
+            rows.append((name.replace("_", " "), ", ".join(f"{word} {count}" for word, count in told)))
+    if (level := info["magnitude_of_completeness"]) is not None:
+        rows.append(("complete above", f"magnitude {level:g} (maximum curvature)"))
+    return rows
+
+
 def completeness(magnitude: npt.NDArray[np.float64]) -> float | None:
     """Magnitude of completeness by maximum curvature, bins of 0.1 (Wiemer & Wyss 2000); None below 50 events."""
     finite = magnitude[np.isfinite(magnitude)]

@@ -92,6 +92,19 @@ def inspect_wells(dataset: xr.Dataset, url: str) -> dict[str, Any]:
     }
 
 
+def well_rows(info: dict[str, Any]) -> list[tuple[str, str]]:
+    """Label and text of each line of the rendered description."""
+    axis = info["axes"]["depth"]
+    rows = [("depth", f"{axis['count']}: {axis['first']:g} to {axis['last']:g} step {axis['step']:g} m")]
+    for well in info["wells"]:
+        covered = sum(share > 0 for share in well["coverage"].values())
+        rows.append((f"well {well['name']}", f"{well['from_m']:g} to {well['to_m']:g} m, {covered} curves"))
+    for name, curve in info["curves"].items():
+        text = f"{curve['minimum']:g} to {curve['maximum']:g} {curve['unit']}".rstrip()
+        rows.append((name, f"{text}, in {curve['wells']} wells"))
+    return rows
+
+
 def _figures(plan: Plan, wells: Sequence[Well]) -> dict[str, Any]:
     """`FIGURES` as `(well, curve)`."""
     table = np.full((len(wells), len(plan.columns), len(FIGURES)), np.nan)
