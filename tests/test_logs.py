@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geobatch.errors import UsageError
-from geobatch.formats import las, logs, parse_options
+from geobatch.errors import TransientError, UsageError
+from geobatch.formats import las, logs, logs_ingest, parse_options
 from geobatch.formats.ingestion import read_quality, verify_ingested
 from geobatch.formats.logs_curves import CURVES, factor, unit_of
 from geobatch.formats.logs_resample import DepthAxis, nearest, resample
@@ -199,6 +199,25 @@ def test_inspection_tells_the_suspicious_first(tmp_path: Path) -> None:
         assert "well B" in render_text(told)
         assert "A-1: 1.00% of GR are spikes" in told["suspicious"]
         assert any(sentence.startswith("GR is missing in 1 of 2 wells: B") for sentence in told["suspicious"])
+
+
+def test_an_ingest_that_failed_reads_no_file_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    depth = np.arange(0, 30, 0.5)
+    for k in range(3):
+        write_las(tmp_path / f"in/{k}.las", {"DEPT": ("m", depth + k), "GR": ("API", depth * k + 1)}, well=f"W{k}")
+    whole = las.ingest_source(str(tmp_path / "in"), str(tmp_path / "whole"), las.Options(), RUN)
+    with monkeypatch.context() as patch, pytest.raises(TransientError):
+        patch.setattr(logs_ingest, "place_curve", _storage_goes_away)
+        ingest_las(str(tmp_path / "in"), tmp_path / "wells")
+    with monkeypatch.context() as patch:
+        patch.setattr(las, "read_rows", lambda *args: pytest.fail("read again"))
+        again = las.ingest_source(str(tmp_path / "in"), str(tmp_path / "wells"), las.Options(), RUN)
+    assert again["identity"] == whole["identity"]
+    assert not [path for path in (tmp_path / "wells/_geobatch").iterdir() if path.is_dir() and any(path.iterdir())]
+
+
+def _storage_goes_away(*args: Any) -> None:
+    raise TransientError("storage went away")
 
 
 @pytest.mark.usefixtures("ray_cluster")

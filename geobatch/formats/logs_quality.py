@@ -27,6 +27,8 @@ SPIKE_LIMIT = 12.0
 MANY_IMPLAUSIBLE = 0.01
 MANY_SPIKES = 0.002
 LITTLE_COVERAGE = 0.05
+# Bits are changed seldom, and the path of a vertical well has one place.
+MAY_BE_CONSTANT = ("BS", "X_LOC", "Y_LOC", "X", "Y")
 
 
 def curve_figures(values: npt.NDArray[np.float64], column: Column, cells: slice) -> list[float]:
@@ -87,10 +89,12 @@ def quality_sentences(
             text = f"{wells[w]}: {odd[w]:.1%} of {column.name} is implausible ({low[w]:g} to {high[w]:g})"
             found.append((2.0 + odd[w], text))
         for w in np.flatnonzero(present & (low == high) & (coverage > LITTLE_COVERAGE)).tolist():
-            if not column.label:
+            if not column.label and column.name.upper() not in MAY_BE_CONSTANT:
                 found.append((2.0, f"{wells[w]}: {column.name} is {low[w]:g} everywhere"))
-        for w in np.flatnonzero(alone > MANY_SPIKES).tolist():
-            found.append((1.0 + alone[w], f"{wells[w]}: {alone[w]:.2%} of {column.name} are spikes"))
+        if spiky := int((alone > MANY_SPIKES).sum()):
+            w = int(np.nanargmax(alone))
+            others = f", and fewer in {spiky - 1} other wells" if spiky > 1 else ""
+            found.append((1.0 + alone[w], f"{wells[w]}: {alone[w]:.2%} of {column.name} are spikes{others}"))
         for w in np.flatnonzero(present & (coverage < LITTLE_COVERAGE)).tolist():
             found.append((0.5, f"{wells[w]}: {column.name} covers {coverage[w]:.1%} of the well"))
         missing = np.flatnonzero(~present).tolist()
