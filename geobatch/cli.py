@@ -148,14 +148,20 @@ def retry(output: ScoredUrl, as_json: AsJson = False) -> None:
 @app.command()
 def export(
     src: Source,
-    dst: Annotated[str, typer.Argument(help="URL of the SEG-Y file to write.")],
+    dst: Annotated[str, typer.Argument(help="URL of the file to write.")],
     variable: Annotated[str | None, typer.Option(help="class_map, probability:NAME or the survey's volume.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a file that is there already.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a survey or a scored survey as SEG-Y with the headers of its source."""
+    """Write a survey as SEG-Y with the headers of its source, a catalogue as Parquet, CSV or QuakeML."""
     from geobatch.formats.segy_export import export_segy
+    from geobatch.survey import open_survey, survey_info
 
+    if survey_info(open_survey(src), src).get("kind") == "catalogue":
+        from geobatch.formats.catalogue_export import export_catalogue
+
+        _print_result(export_catalogue(src, dst, overwrite=overwrite), as_json)
+        return
     _print_result(export_segy(src, dst, variable=variable, overwrite=overwrite), as_json)
 
 

@@ -13,6 +13,8 @@ from rich.table import Table
 
 from geobatch.fanout import open_fanout
 from geobatch.formats import FORMATS
+from geobatch.formats.catalogue_inspect import catalogue_rows, inspect_catalogue
+from geobatch.formats.logs_inspect import inspect_wells, well_rows
 from geobatch.formats.segy import SegyFile, SegyLayout, open_segy
 from geobatch.formats.segy_geometry import make_grid
 from geobatch.formats.segy_ingest import SMALL_FILE_BYTES, scan
@@ -43,8 +45,15 @@ def inspect_survey(url: str, *, layout: SegyLayout | None = None) -> dict[str, A
     url = absolute_url(url)
     if PurePosixPath(url).suffix.lower() in FORMATS["segy"].suffixes:
         return _inspect_segy(open_segy(url), layout or SegyLayout())
+    for name in ("las", "catalogue"):
+        if PurePosixPath(url).suffix.lower() in FORMATS[name].suffixes:
+            return FORMATS[name].inspect(url, FORMATS[name].options())
     dataset = open_survey(url)
     info = survey_info(dataset)
+    if info["kind"] == "wells":
+        return inspect_wells(dataset, url)
+    if info["kind"] == "catalogue":
+        return inspect_catalogue(dataset, url)
     axes = {str(axis): dataset[axis].values for axis in dataset.dims if axis in dataset.coords}
     described: dict[str, Any] = {
         "url": url,
@@ -205,6 +214,10 @@ def _odd_values(distribution: dict[str, Any], quantity: str | None) -> list[str]
 
 def _rows(info: dict[str, Any]) -> list[tuple[str, str]]:
     """Label and text of each line of the rendered description."""
+    if info["kind"] == "wells":
+        return well_rows(info)
+    if info["kind"] == "catalogue":
+        return catalogue_rows(info)
     rows = [("kind", f"{info['kind']} {info.get('quantity') or ''} in {info.get('domain')}".replace("  ", " "))]
     for name, axis in info["axes"].items():
         rows.append((name, _axis_text(axis)))

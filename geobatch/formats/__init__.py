@@ -58,6 +58,17 @@ class Format:
 
 FORMATS: dict[str, Format] = {
     "segy": Format("geobatch.formats.segy_ingest", (".sgy", ".segy"), "traces", "SEG-Y rev 0, 1, 2"),
+    "las": Format("geobatch.formats.las", (".las",), "files", "LAS 1.2 and 2.0 well logs, a file or a folder"),
+    "logs": Format("geobatch.formats.logs", (), "files", "well logs as CSV, a file or a folder"),
+    "arrays": Format(
+        "geobatch.formats.arrays",
+        (".npy", ".npz", ".zarr", ".nc", ".nc4", ".h5", ".hdf5"),
+        "pieces",
+        "NumPy, Zarr, NetCDF 4 and HDF5 arrays",
+    ),
+    "catalogue": Format(
+        "geobatch.formats.catalogue", (".quakeml", ".qml"), "files", "earthquakes as CSV, aligned text or QuakeML"
+    ),
 }
 
 

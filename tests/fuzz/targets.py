@@ -12,6 +12,13 @@ from segy_files import write_segy
 
 from geobatch.errors import GeobatchError
 from geobatch.fanout import open_fanout
+from geobatch.formats.arrays_npy import open_npy
+from geobatch.formats.catalogue import Options as CatalogueOptions
+from geobatch.formats.catalogue import read_events
+from geobatch.formats.las import Options as LasOptions
+from geobatch.formats.las import inspect_source as inspect_las
+from geobatch.formats.logs import Options as LogTableOptions
+from geobatch.formats.logs import read_csv
 from geobatch.formats.segy import SegyLayout, open_segy
 from geobatch.formats.segy_geometry import make_grid
 from geobatch.formats.segy_ingest import scan
@@ -38,6 +45,27 @@ def read_job(path: Path) -> None:
     load_job(str(path))
 
 
+def read_well(path: Path) -> None:
+    """A LAS file up to its curves on a depth axis."""
+    inspect_las(str(path), LasOptions())
+
+
+def read_log_table(path: Path) -> None:
+    """A table of logs up to its wells."""
+    read_csv(str(path), LogTableOptions(depth_unit="m"))
+
+
+def read_catalogue(path: Path) -> None:
+    """A table or a QuakeML document up to its events."""
+    read_events([(str(path), path.stat().st_size, "")], CatalogueOptions(), lambda done, total: None)
+
+
+def read_npy(path: Path) -> None:
+    """A NumPy file up to a corner of its array."""
+    source = open_npy(str(path))
+    source.read(tuple(slice(0, min(n, 3)) for n in source.shape))
+
+
 def _segy_seeds(folder: Path) -> Iterator[bytes]:
     values = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
     for code in (1, 2, 3, 5, 8):
@@ -49,9 +77,48 @@ def _job_seeds(folder: Path) -> Iterator[bytes]:
         yield path.read_bytes()
 
 
+LAS = (
+    "~Version\nVERS. 2.0 : CWLS\nWRAP. NO :\n~Well\nSTRT.FT 100 :\nSTOP.FT 101 :\nSTEP.FT 0.5 :\nNULL. -999.25 :\n"
+    "WELL. A-1 :\n~Curve\nDEPT.FT : depth\nGR.GAPI : gamma\nRHOB.K/M3 : density\n~Parameter\nEKB.FT 90 : kelly\n"
+    "~A\n100.0 50.0 2400\n100.5 -999.25 2410\n101.0 52.0 2420\n"
+)
+TABLE = "time,latitude,longitude,depth,mag,magType,id\n2020-01-02T03:04:05.678Z,38.1,-117.9,8.2,3.4,ml,a\n"
+EVENT = (
+    b'<q:quakeml xmlns:q="http://quakeml.org/xmlns/quakeml/1.2" xmlns="http://quakeml.org/xmlns/bed/1.2"><eventParameters>'
+    b'<event publicID="smi:local/1"><origin><time><value>2020-01-01T00:00:00Z</value></time><latitude><value>1</value>'
+    b"</latitude><longitude><value>20</value></longitude></origin></event></eventParameters></q:quakeml>"
+)
+
+
+def _well_seeds(folder: Path) -> Iterator[bytes]:
+    yield LAS.encode()
+    yield LAS.replace("NO :", "YES :").replace(" 5", "\n5").encode()
+
+
+def _log_table_seeds(folder: Path) -> Iterator[bytes]:
+    yield b"Well Name,Depth,GR,Facies\nA,100.5,50,1\nA,101,51,2\nB,100,50,\n"
+    yield b"depth [ft];RHOB (kg/m3)\n1;2400\n2;2410\n"
+
+
+def _catalogue_seeds(folder: Path) -> Iterator[bytes]:
+    yield TABLE.encode()
+    yield b"year month day hour minute second lat lon depth ml\n2015 2 28 23 59 59.25 45.5 10.2 12 2.1\n"
+    yield EVENT
+
+
+def _npy_seeds(folder: Path) -> Iterator[bytes]:
+    for number, array in enumerate((np.zeros((2, 3, 4), np.float32), np.asfortranarray(np.ones((3, 2), ">i2")))):
+        np.save(folder / f"{number}.npy", array)
+        yield (folder / f"{number}.npy").read_bytes()
+
+
 TARGETS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Iterator[bytes]]]] = {
     "segy": (read_segy, _segy_seeds),
     "job": (read_job, _job_seeds),
+    "las": (read_well, _well_seeds),
+    "logs": (read_log_table, _log_table_seeds),
+    "catalogue": (read_catalogue, _catalogue_seeds),
+    "npy": (read_npy, _npy_seeds),
 }
 
 

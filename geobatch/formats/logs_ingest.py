@@ -1,0 +1,413 @@
+"""Well logs of any format into a survey of wells `(well, depth)`: read every file once, agree on curves, write.
+
+read (tasks over files, parsed wells kept beside the survey) → agree → write_group (tasks over groups of wells)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from geobatch.errors import DataError, FormatError, UsageError
+from geobatch.fanout import open_fanout
+from geobatch.formats.ingestion import Fault, Written, ingesting, store_shard
+from geobatch.formats.logs_agree import Column, common_axis, common_columns, unique_names
+from geobatch.formats.logs_quality import FIGURES, curve_figures, quality_sentences
+from geobatch.formats.logs_resample import DepthAxis, kept_places, nearest, resample
+from geobatch.formats.logs_well import Floats, Well, WellSummary, dump_summaries, load_arrays, load_summaries
+from geobatch.formats.segy_survey import figures
+from geobatch.formats.spec import IngestOptions, IngestRun
+from geobatch.formats.tables import list_sources
+from geobatch.preprocess.statistics import PartialMoments, merge_moments, partial_moments
+from geobatch.shards import ArraySpec
+from geobatch.storage import absolute_url, open_storage, split_url
+from geobatch.survey import COMPLETE, INVALID_CLASS, SCHEMA, class_attributes
+
+# Version of everything in the readers of logs that decides a value: parsing, units, resampling.
+NUMERICAL_VERSION = 1
+SMALL_BYTES = 64 * 2**20
+DEPTH_CHUNK = 2**16
+GROUP_BYTES = 16 * 2**20
+PARSED = "_geobatch/parsed"
+Reader = Callable[[str], tuple[list[Well], list[Fault]]]
+
+
+class LogOptions(IngestOptions):
+    """Options of every format of well logs.
+
+    Attributes:
+        step_m: Step of the common depth axis in metres; the finest native step when not given.
+        max_gap_m: Never interpolate between values further apart; 1.5 native steps when not given.
+        depth_unit: Unit of depths, `m` or `ft`, where a file does not say.
+        aliases: Other mnemonics per curve, such as `{GR: [GAMMA, GR_1]}`; they come before the built-in ones.
+        units: Unit per curve where a file gives none, such as `{RHOB: kg/m3}`.
+        classes: Class names per code of label curves, such as `{FACIES: {1: sandstone, 2: shale}}`; in that order.
+        labels: More curves that hold codes, resampled by the nearest and never averaged.
+        sentinels: Values that mean none, besides the file's own.
+    """
+
+    step_m: float | None = None
+    max_gap_m: float | None = None
+    depth_unit: Literal["m", "ft"] | None = None
+    aliases: dict[str, tuple[str, ...]] = Field(default={})
+    units: dict[str, str] = Field(default={})
+    classes: dict[str, dict[int | str, str]] = Field(default={})
+    labels: tuple[str, ...] = ()
+    sentinels: tuple[float, ...] = (-999.25, -9999.0, -9999.25, -99999.0)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Wells whose curves share shards.
+
+    Attributes:
+        index: Position in the shard grid of wells.
+        wells: Their positions among all wells.
+    """
+
+    index: int
+    wells: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that writing a group needs.
+
+    Attributes:
+        url: The survey.
+        keys: Object of each parsed well.
+        wells: Every well.
+        columns: Every variable.
+        specs: Array of each variable.
+        axis: The common depth axis.
+        max_gap_m: As in the options.
+    """
+
+    url: str
+    keys: tuple[str, ...]
+    wells: tuple[WellSummary, ...]
+    columns: tuple[Column, ...]
+    specs: tuple[ArraySpec, ...]
+    axis: DepthAxis
+    max_gap_m: float | None
+
+
+def ingest_logs(
+    name: str,
+    src_url: str,
+    dst_url: str,
+    suffixes: Sequence[str],
+    read: Reader,
+    options: LogOptions,
+    run: IngestRun,
+) -> dict[str, Any]:
+    """The summary of the survey of wells written to `dst_url`.
+
+    Args:
+        name: Of the format.
+        src_url: A file or a folder.
+        dst_url: Where the survey goes.
+        suffixes: Of files in a folder.
+        read: The wells of a file; runs in a task.
+        options: What the user decided.
+        run: How it runs.
+
+    Raises:
+        NotFoundError: no file is there.
+        FormatError: no file can be read.
+        UsageError: the common depth axis would be absurd.
+    """
+    dst_url = absolute_url(dst_url)
+    sources = list_sources(src_url, suffixes)
+    decisive = {
+        "format": name,
+        "numerical_version": NUMERICAL_VERSION,
+        "sources": [list(source) for source in sources],
+        "options": options.decisive(),
+    }
+    total = sum(size for _, size, _ in sources)
+    largest = max(size for _, size, _ in sources)
+    with (
+        ingesting(dst_url, decisive, overwrite=run.overwrite) as work,
+        open_fanout(small=total <= SMALL_BYTES, num_cpus=run.num_cpus) as fanout,
+    ):
+        if work.done is not None:
+            run.on_progress(len(sources), len(sources))
+            return {"url": dst_url, **work.done}
+        passed = iter(range(1, len(sources) + 1))
+        scanned = work.remembered(
+            "scan",
+            functools.partial(scan_file, read=read, dst_url=dst_url, alone=len(sources) == 1),
+            [url for url, _, _ in sources],
+            dump=dump_summaries,
+            load=load_summaries,
+            fanout=fanout,
+            task_bytes=8 * largest + 64 * 2**20,
+            on_result=lambda _: run.on_progress(next(passed), len(sources)),
+        )
+        found = [well for wells, _ in scanned for well in wells]
+        faults = [fault for _, some in scanned for fault in some]
+        if not found:
+            raise FormatError("no file holds a well", where=src_url, measured=faults[0].fault if faults else "")
+        plan, more, warnings = make_plan(dst_url, found, options)
+        work.report([*faults, *more])
+        small, values = identity_arrays(plan)
+        specs = [*plan.specs, *small]
+        work.create(specs, values)
+        groups = well_groups(plan)
+        written = work.write(
+            functools.partial(write_group, plan=plan), groups, fanout=fanout, task_bytes=_group_bytes(plan, groups)
+        )
+        quality, quality_values, statistics = _merged(plan, [part.figures for part in written])
+        work.create(quality, quality_values)
+        specs += quality
+        info = _describe(plan, sources, options, statistics, warnings, work.digests(), values)
+        info["warnings"] += quality_sentences(
+            [well.name for well in plan.wells], list(plan.columns), quality_values, limit=20
+        )
+        info = work.finish(specs, info)
+    return {"url": dst_url, "wells": len(plan.wells), "depths": plan.axis.count, **info}
+
+
+def scan_file(url: str, read: Reader, dst_url: str, alone: bool) -> tuple[list[tuple[str, WellSummary]], list[Fault]]:
+    """The wells of one file, their values kept beside the survey; a bad file among others is a fault."""
+    try:
+        wells, faults = read(url)
+    except (DataError, UsageError) as error:
+        if alone or not isinstance(error, DataError):
+            raise
+        return [], [Fault("file", url, f"{error.what}; {error.measured}".strip("; "), "left out")]
+    storage = open_storage(dst_url)
+    found = []
+    for number, well in enumerate(wells):
+        key = f"{PARSED}/{hashlib.sha256(url.encode()).hexdigest()[:24]}-{number}.npz"
+        storage.put(key, well.dump())
+        found.append((key, well.summary()))
+    return found, faults
+
+
+def make_plan(
+    url: str, found: Sequence[tuple[str, WellSummary]], options: LogOptions
+) -> tuple[Plan, list[Fault], list[str]]:
+    """What is written where, what was left out on the way, and what a user should know."""
+    wells, faults = unique_names([well for _, well in found])
+    columns, more, warnings = common_columns(wells, options.aliases, options.units, options.labels, options.classes)
+    axis = common_axis(wells, options.step_m)
+    chunk = min(axis.count, DEPTH_CHUNK)
+    depth_shard = chunk * -(-axis.count // chunk)
+    per_shard = max(1, min(len(wells), GROUP_BYTES // (4 * depth_shard)))
+    specs = tuple(_spec(column, len(wells), axis.count, chunk, depth_shard, per_shard) for column in columns)
+    keys = tuple(key for key, _ in found)
+    plan = Plan(url, keys, tuple(wells), tuple(columns), specs, axis, options.max_gap_m)
+    return plan, faults + more, warnings
+
+
+def well_groups(plan: Plan) -> list[Group]:
+    """Runs of wells, one per shard."""
+    per_shard, count = plan.specs[0].shards[0], len(plan.wells)
+    starts = range(0, count, per_shard)
+    return [Group(i, tuple(range(start, min(start + per_shard, count)))) for i, start in enumerate(starts)]
+
+
+def write_group(group: Group, plan: Plan) -> Written:
+    """Store the shards of a group, one per curve; figures per curve and well, and the shift of each well."""
+    storage = open_storage(plan.url)
+    parsed = [load_arrays(storage.get(plan.keys[number])) for number in group.wells]
+    objects, quality, moments = [], [], []
+    faults: list[Fault] = []
+    for k, (column, spec) in enumerate(zip(plan.columns, plan.specs, strict=True)):
+        block = np.full((len(group.wells), plan.axis.count), spec.fill_value, spec.dtype)
+        rows = []
+        for row, (number, (depth, values)) in enumerate(zip(group.wells, parsed, strict=True)):
+            on_axis = place_curve(plan, column, number, depth, values)
+            faults += _unknown_codes(plan, column, number, values)
+            if column.classes:
+                block[row] = np.where(np.isfinite(on_axis), on_axis, INVALID_CLASS).astype(np.uint8)
+            else:
+                block[row] = on_axis.astype(np.float32)
+            rows.append(curve_figures(on_axis, column, _cells(plan, number)))
+        objects.append(store_shard(plan.url, plan.specs[k], (group.index, 0), block))
+        quality.append(rows)
+        numbers = np.where(block == INVALID_CLASS, np.nan, block) if column.classes else block
+        moments.append(dataclasses.asdict(partial_moments(numbers.astype(np.float32))))
+    finite = [m if m["count"] else {"count": 0} for m in moments]
+    return Written(tuple(objects), tuple(faults), {"quality": quality, "moments": finite})
+
+
+def place_curve(plan: Plan, column: Column, number: int, depth: Floats, values: Floats) -> Floats:
+    """One well's values of one variable on the common axis, float64."""
+    source = column.sources.get(number)
+    if source is None:
+        return np.full(plan.axis.count, np.nan)
+    track, scale = source
+    own = values[track] if scale == 1.0 else values[track] * scale
+    if column.codes:
+        own = class_numbers(own, column.codes)
+    kept = kept_places(depth, plan.wells[number].step_m, plan.axis)
+    if kept is not None:
+        out = np.full(plan.axis.count, np.nan)
+        out[kept[0]] = own
+        return out
+    if column.label:
+        return nearest(depth, own, plan.axis)
+    return resample(depth, own, plan.axis, plan.max_gap_m)
+
+
+def class_numbers(values: Floats, codes: Sequence[float]) -> Floats:
+    """The position of each value among the codes, NaN for others."""
+    found = np.full(values.shape, np.nan)
+    for number, code in enumerate(codes):
+        found[values == code] = number
+    return found
+
+
+def _unknown_codes(plan: Plan, column: Column, number: int, values: Floats) -> list[Fault]:
+    source = column.sources.get(number)
+    if source is None or not column.codes:
+        return []
+    own = values[source[0]]
+    unknown = np.unique(own[np.isfinite(own) & ~np.isin(own, column.codes)])
+    if not unknown.size:
+        return []
+    ails = f"codes without a class: {', '.join(f'{code:g}' for code in unknown[:10])}"
+    return [Fault("curve", f"{plan.wells[number].source} curve {column.name}", ails, "cells left empty")]
+
+
+def identity_arrays(plan: Plan) -> tuple[list[ArraySpec], dict[str, npt.NDArray[Any]]]:
+    """Axes and per-well identity."""
+    wells, number = plan.wells, len(plan.wells)
+    shifts = [_shift(plan, well) for well in wells]
+    texts = {"well": [w.name for w in wells], "uwi": [w.uwi for w in wells], "source": [w.source for w in wells]}
+    floats = {
+        "x": ([w.place[0] for w in wells], {"long_name": "easting of the well", "crs": ""}),
+        "y": ([w.place[1] for w in wells], {"long_name": "northing of the well", "crs": ""}),
+        "kb": ([w.place[2] for w in wells], {"long_name": "elevation of the kelly bushing", "units": "m"}),
+        "depth_start": ([w.first_m for w in wells], {"long_name": "first logged depth", "units": "m"}),
+        "depth_stop": ([w.last_m for w in wells], {"long_name": "last logged depth", "units": "m"}),
+        "native_step": ([w.step_m for w in wells], {"long_name": "native depth step, NaN irregular", "units": "m"}),
+        "depth_shift": (shifts, {"long_name": "true depth minus depth of the cell, NaN resampled", "units": "m"}),
+    }
+    names = {"well": "well name", "uwi": "unique well identifier", "source": "source file"}
+    values: dict[str, npt.NDArray[Any]] = {"depth": plan.axis.values}
+    specs = [
+        ArraySpec.small("depth", ("depth",), values["depth"], long_name="measured depth", units="m", positive="down")
+    ]
+    for name, words in texts.items():
+        values[name] = np.array(words, dtype=np.dtypes.StringDType()).reshape(number)
+        specs.append(ArraySpec.small(name, ("well",), values[name], long_name=names[name]))
+    for name, (figures_, attributes) in floats.items():
+        values[name] = np.array(figures_, np.float64)
+        specs.append(ArraySpec.small(name, ("well",), values[name], **attributes))
+    return specs, values
+
+
+def _shift(plan: Plan, well: WellSummary) -> float:
+    """How far a well whose native samples were kept lies beside the axis; NaN when it was resampled."""
+    if well.count > 1 and not math.isfinite(well.step_m):
+        return math.nan
+    span = round((well.last_m - well.first_m) / well.step_m) if well.count > 1 else 0
+    ends = np.array([well.first_m, well.last_m]) if span else np.array([well.first_m])
+    if span and abs(well.step_m - plan.axis.step_m) * span > 0.25 * plan.axis.step_m:
+        return math.nan
+    first = round((ends[0] - plan.axis.start_m) / plan.axis.step_m)
+    shift = float(ends[0] - (plan.axis.start_m + first * plan.axis.step_m))
+    return 0.0 if abs(shift) < 1e-6 * plan.axis.step_m else shift
+
+
+def _cells(plan: Plan, number: int) -> slice:
+    """The cells of the axis that the well's own depth range covers."""
+    well, axis = plan.wells[number], plan.axis
+    first = max(0, round((well.first_m - axis.start_m) / axis.step_m))
+    return slice(first, min(axis.count, round((well.last_m - axis.start_m) / axis.step_m) + 1))
+
+
+def _spec(column: Column, wells: int, count: int, chunk: int, depth_shard: int, per_shard: int) -> ArraySpec:
+    attributes: dict[str, Any] = {"long_name": column.about, "units": column.unit, "coordinates": "x y"}
+    dtype, fill = "float32", math.nan
+    if column.classes:
+        colors = [f"#{hashlib.sha256(name.encode()).hexdigest()[:6]}" for name in column.classes]
+        attributes = {**class_attributes(column.classes, colors), "coordinates": "x y", "long_name": column.about}
+        dtype, fill = "uint8", INVALID_CLASS
+    if column.label:
+        attributes["resampled"] = "nearest"
+    dims = ("well", "depth")
+    return ArraySpec(column.name, dims, (wells, count), dtype, (1, chunk), (per_shard, depth_shard), fill, attributes)
+
+
+def _group_bytes(plan: Plan, groups: Sequence[Group]) -> int:
+    """Peak memory of one write task: the parsed wells of a group and a few copies of one curve's shard."""
+    parsed = max(
+        sum(8 * plan.wells[number].count * (len(plan.wells[number].tracks) + 4) for number in group.wells)
+        for group in groups
+    )
+    return 2 * parsed + 64 * math.prod(plan.specs[0].shards) + 32 * 2**20
+
+
+def _merged(
+    plan: Plan, parts: Sequence[dict[str, Any]]
+) -> tuple[list[ArraySpec], dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """Quality per well and curve as arrays, and statistics per curve."""
+    per_curve = [[row for part in parts for row in part["quality"][k]] for k in range(len(plan.columns))]
+    names = np.array([column.name for column in plan.columns], dtype=np.dtypes.StringDType())
+    values: dict[str, npt.NDArray[Any]] = {"curve": names}
+    specs = [ArraySpec.small("curve", ("curve",), names, long_name="curve")]
+    for k, (name, about) in enumerate(FIGURES.items()):
+        values[name] = np.array([[row[k] for row in rows] for rows in per_curve], np.float64).T
+        specs.append(ArraySpec.small(name, ("well", "curve"), values[name], long_name=about))
+    statistics = {}
+    for k, column in enumerate(plan.columns):
+        merged = functools.reduce(merge_moments, (PartialMoments(**part["moments"][k]) for part in parts))
+        statistics[column.name] = figures(merged)
+    return specs, values, statistics
+
+
+def _describe(
+    plan: Plan,
+    sources: Sequence[tuple[str, int, str]],
+    options: LogOptions,
+    statistics: dict[str, Any],
+    warnings: list[str],
+    digests: list[str],
+    values: dict[str, npt.NDArray[Any]],
+) -> dict[str, Any]:
+    """The `geobatch` attribute of the survey."""
+    whole = hashlib.sha256(f"geobatch logs {NUMERICAL_VERSION}".encode())
+    for digest in digests:
+        whole.update(digest.encode())
+    whole.update("\n".join([*map(str, values["well"]), *(column.name for column in plan.columns)]).encode())
+    for name in ("depth", "depth_shift"):
+        whole.update(values[name].tobytes())
+    versions = hashlib.sha256("\n".join(version for _, _, version in sources).encode()).hexdigest()
+    one = len(sources) == 1
+    return {
+        "schema": SCHEMA,
+        "kind": "wells",
+        "variable": plan.columns[0].name,
+        "variables": [column.name for column in plan.columns],
+        "quantity": "well logs",
+        "domain": "depth",
+        "sample_interval": plan.axis.step_m,
+        "sample_unit": "m",
+        "crs": options.crs,
+        "statistics": statistics,
+        "source": {
+            "url": sources[0][0] if one else split_url(sources[0][0])[0],
+            "size_bytes": sum(size for _, size, _ in sources),
+            "version": sources[0][2] if one else versions,
+            "files": len(sources),
+        },
+        "warnings": list(warnings),
+        "numerical_version": NUMERICAL_VERSION,
+        "identity": whole.hexdigest(),
+        "state": COMPLETE,
+        **({"attribution": options.attribution} if options.attribution else {}),
+    }
