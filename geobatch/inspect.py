@@ -13,6 +13,7 @@ from rich.table import Table
 
 from geobatch.fanout import open_fanout
 from geobatch.formats import FORMATS
+from geobatch.formats.raster_inspect import raster_classes, raster_quality, raster_rows
 from geobatch.formats.segy import SegyFile, SegyLayout, open_segy
 from geobatch.formats.segy_geometry import make_grid
 from geobatch.formats.segy_ingest import SMALL_FILE_BYTES, scan
@@ -43,6 +44,8 @@ def inspect_survey(url: str, *, layout: SegyLayout | None = None) -> dict[str, A
     url = absolute_url(url)
     if PurePosixPath(url).suffix.lower() in FORMATS["segy"].suffixes:
         return _inspect_segy(open_segy(url), layout or SegyLayout())
+    if PurePosixPath(url).suffix.lower() in FORMATS["raster"].suffixes:
+        return FORMATS["raster"].inspect(url, FORMATS["raster"].options())
     dataset = open_survey(url)
     info = survey_info(dataset)
     axes = {str(axis): dataset[axis].values for axis in dataset.dims if axis in dataset.coords}
@@ -64,6 +67,9 @@ def inspect_survey(url: str, *, layout: SegyLayout | None = None) -> dict[str, A
         if described["distribution"].get("count") != 0:
             values = percentiles(mask_dead(as_dask(volume)), LEVELS)
             described["distribution"]["percentiles"] = dict(zip(map(str, LEVELS), values, strict=True))
+    if info["kind"] == "raster":
+        described |= raster_quality(info)
+        described |= {"classes": classes} if (classes := raster_classes(dataset, info)) else {}
     if "class_map" in dataset:
         described["classes"] = _classes(dataset["class_map"])
     return {"suspicious": _suspicious(described, info), **described}
@@ -205,12 +211,15 @@ def _odd_values(distribution: dict[str, Any], quantity: str | None) -> list[str]
 
 def _rows(info: dict[str, Any]) -> list[tuple[str, str]]:
     """Label and text of each line of the rendered description."""
-    rows = [("kind", f"{info['kind']} {info.get('quantity') or ''} in {info.get('domain')}".replace("  ", " "))]
+    domain = f" in {info['domain']}" if "domain" in info and info["kind"] != "raster" else ""
+    rows = [("kind", f"{info['kind']} {info.get('quantity') or ''}{domain}".replace("  ", " ").rstrip())]
     for name, axis in info["axes"].items():
         rows.append((name, _axis_text(axis)))
     if grid := info.get("bin_grid"):
         rows.append(("bin grid", _bin_text(grid)))
     rows.append(("crs", info.get("crs") or "not given"))
+    if info["kind"] == "raster":
+        rows += raster_rows(info)
     if traces := info.get("traces"):
         rows.append(
             (
@@ -225,7 +234,8 @@ def _rows(info: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("values", f"{text} {info['units']}".rstrip()))
     if levels:
         rows.append(("percentiles", ", ".join(f"{level}: {value:g}" for level, value in levels.items())))
-    rows += [(f"class {name}", f"{count} voxels") for name, count in info.get("classes", {}).items()]
+    unit = "cells" if info["kind"] == "raster" else "voxels"
+    rows += [(f"class {name}", f"{count} {unit}") for name, count in info.get("classes", {}).items()]
     rows += [(f"why {name}", "; ".join(reasons)) for name, reasons in info.get("evidence", {}).items()]
     for name, array in info.get("variables", {}).items():
         shape = " x ".join(map(str, array["shape"]))

@@ -58,6 +58,9 @@ class Format:
 
 FORMATS: dict[str, Format] = {
     "segy": Format("geobatch.formats.segy_ingest", (".sgy", ".segy"), "traces", "SEG-Y rev 0, 1, 2"),
+    "raster": Format(
+        "geobatch.formats.raster", (".tif", ".tiff", ".png"), "shards", "GeoTIFF, COG, PNG; a folder or a list of tiles"
+    ),
 }
 
 

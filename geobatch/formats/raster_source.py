@@ -1,0 +1,393 @@
+"""Raster files opened by rasterio where they lie: GDAL reads through `Storage`, so that retries and credentials are its own.
+
+GDAL knows of a failed read only that it failed. Here what storage raised is kept, so that an outage is never taken for a
+damaged tile (decision 14).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import uuid
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from geobatch.errors import DataError, FormatError, GeobatchError, GeometryError
+from geobatch.formats.libraries import need
+from geobatch.storage import Storage, open_storage, split_url
+
+PAGE_BYTES = 2**16
+MOST_AHEAD = 64
+CACHED_BYTES = 16 * 2**20
+GDAL_CACHE_BYTES = 32 * 2**20
+# A block is decoded whole: larger ones would make memory depend on how the file was written.
+BLOCK_BYTES = 256 * 2**20
+# An offset and a byte count, the least that a TIFF holds for each of its blocks.
+TABLE_ENTRY_BYTES = 6
+MASK_SUFFIX = ".msk"
+DRIVERS = {
+    b"II*\0": "GTiff",
+    b"MM\0*": "GTiff",
+    b"II+\0": "GTiff",
+    b"MM\0+": "GTiff",
+    b"\x89PNG": "PNG",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A raster file as it was found.
+
+    Attributes:
+        url: Of the file.
+        size_bytes: Its size.
+        version: Tells that it changed.
+        mask_bytes: Size of the `.msk` file beside it, 0 where there is none.
+    """
+
+    url: str
+    size_bytes: int
+    version: str
+    mask_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The header of a raster file.
+
+    Attributes:
+        source: The file.
+        width: Cells along x.
+        height: Cells along y.
+        dtype: Name of the NumPy type of its bands.
+        crs: WKT, empty where the file names none.
+        transform: Affine `(a, b, c, d, e, f)`: x = a column + b row + c, y = d column + e row + f, of cell corners.
+        bands: Numbers of the bands that hold values, from 1.
+        names: Description per band, empty where none.
+        units: Unit per band, empty where none.
+        nodata: Value per band that marks invalid cells, None where none.
+        scales: Factor per band.
+        offsets: Summand per band, after the factor.
+        masked: An alpha band or a mask tells which cells are valid.
+        palette: Colours `(value, red, green, blue)` of the only band, empty where it has no table.
+        block: Rows and columns of the file's own unit of reading.
+        tags: What else the file says of itself.
+        nodata_given: `nodata` is the user's and replaces the file's own.
+    """
+
+    source: Source
+    width: int
+    height: int
+    dtype: str
+    crs: str
+    transform: tuple[float, ...]
+    bands: tuple[int, ...]
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    nodata: tuple[float | None, ...]
+    scales: tuple[float, ...]
+    offsets: tuple[float, ...]
+    masked: bool
+    palette: tuple[tuple[int, ...], ...]
+    block: tuple[int, int]
+    tags: dict[str, str] = field(default_factory=dict)
+    nodata_given: bool = False
+
+    @property
+    def scaled(self) -> bool:
+        """True when stored numbers are not yet the values they stand for."""
+        return any(scale != 1 for scale in self.scales) or any(offset != 0 for offset in self.offsets)
+
+
+class RangedFile:
+    """A file object over ranged reads, with the pages it read last; reads in order fetch more and more ahead."""
+
+    def __init__(self, storage: Storage, key: str, size: int, on_error: Callable[[GeobatchError], None]) -> None:
+        self._storage, self._key, self._size, self._on_error = storage, key, size, on_error
+        self._position = 0
+        self._pages: OrderedDict[int, bytes] = OrderedDict()
+        self._expected = -1
+        self._ahead = 1
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move to an offset from the start (0), the position (1) or the end (2); returns the new position."""
+        self._position = (0, self._position, self._size)[whence] + offset
+        return self._position
+
+    def tell(self) -> int:
+        """The position."""
+        return self._position
+
+    def read(self, count: int = -1) -> bytes:
+        """Up to `count` bytes, fewer at the end of the file."""
+        stop = self._size if count < 0 else min(self._size, self._position + count)
+        if stop <= self._position:
+            return b""
+        first, last = self._position // PAGE_BYTES, (stop - 1) // PAGE_BYTES
+        try:
+            body = b"".join(self._wanted(first, last))
+        except GeobatchError as error:
+            self._on_error(error)
+            raise
+        start = self._position - first * PAGE_BYTES
+        body = body[start : start + stop - self._position]
+        self._position = stop
+        return body
+
+    def __enter__(self) -> RangedFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Forget what was read."""
+        self._pages.clear()
+
+    def _wanted(self, first: int, last: int) -> list[bytes]:
+        """Pages `first` to `last`; missing ones are fetched in one request from the first missing one on."""
+        missing = [page for page in range(first, last + 1) if page not in self._pages]
+        if missing:
+            self._ahead = min(2 * self._ahead, MOST_AHEAD) if missing[0] == self._expected else 1
+            self._fetch(missing[0], max(missing[-1], missing[0] + self._ahead - 1))
+        found = [self._pages[page] for page in range(first, last + 1)]
+        for page in range(first, last + 1):
+            self._pages.move_to_end(page)
+        while len(self._pages) * PAGE_BYTES > CACHED_BYTES:
+            self._pages.popitem(last=False)
+        return found
+
+    def _fetch(self, first: int, last: int) -> None:
+        start = first * PAGE_BYTES
+        body = self._storage.get_range(self._key, start, min((last + 1) * PAGE_BYTES, self._size) - start)
+        for number in range(-(-len(body) // PAGE_BYTES)):
+            self._pages[first + number] = body[number * PAGE_BYTES : (number + 1) * PAGE_BYTES]
+        self._expected = last + 1
+
+
+class OpenRaster:
+    """A raster file that is open.
+
+    Attributes:
+        dataset: The rasterio dataset.
+    """
+
+    def __init__(self, dataset: Any, failures: list[GeobatchError]) -> None:
+        self.dataset = dataset
+        self._failures = failures
+
+    def require_storage(self) -> None:
+        """Raise what storage raised while GDAL was reading: GDAL itself goes on without the bytes, or with a guess."""
+        if self._failures:
+            raise self._failures[0]
+
+
+def find_source(url: str) -> Source:
+    """The file at `url` as it is now.
+
+    Raises:
+        NotFoundError: nothing is there.
+    """
+    root, name = split_url(url)
+    storage = open_storage(root)
+    mask = storage.size(name + MASK_SUFFIX) if storage.exists(name + MASK_SUFFIX) else 0
+    return Source(url, storage.size(name), storage.version(name), mask)
+
+
+@contextlib.contextmanager
+def gdal() -> Iterator[Any]:
+    """rasterio, in an environment of bounded memory that looks at no file but the one it is given."""
+    rasterio = need("rasterio", "landform")
+    with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES, GDAL_PAM_ENABLED=False, GDAL_DISABLE_READDIR_ON_OPEN="FALSE"):
+        yield rasterio
+
+
+@contextlib.contextmanager
+def open_raster(source: Source) -> Iterator[OpenRaster]:
+    """The file, open for reading as GeoTIFF or PNG by its first bytes; no other driver of GDAL is let near it.
+
+    Raises:
+        FormatError: it is no raster file, or a damaged one.
+        TransientError: storage does not answer.
+    """
+    root, name = split_url(source.url)
+    storage = open_storage(root)
+    head = storage.get_range(name, 0, min(4, source.size_bytes))
+    if head not in DRIVERS:
+        raise FormatError(
+            "file is empty" if not source.size_bytes else "file is neither TIFF nor PNG",
+            where=source.url,
+            measured=f"{source.size_bytes} bytes, beginning {head!r}",
+            limit="a TIFF or PNG signature",
+            remedy="Convert it with gdal_translate -of COG, or leave it out.",
+        )
+    failures: list[GeobatchError] = []
+    with gdal() as rasterio:
+        siblings = _container(storage, name, source, failures)
+        try:
+            # Two openings of one name at a time would share what rasterio registers.
+            path = f"{uuid.uuid4().hex}/{name}"
+            with warnings.catch_warnings():
+                # That a file has no transform is told by whoever makes the grid.
+                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+                dataset = rasterio.open(path, driver=DRIVERS[head], opener=siblings)
+        except rasterio.errors.RasterioError as error:
+            if failures:
+                raise failures[0] from error
+            raise damaged(source.url, error) from error
+        with dataset:
+            opened = OpenRaster(dataset, failures)
+            opened.require_storage()
+            _refuse_impossible(dataset, source)
+            yield opened
+
+
+def read_tile(source: Source) -> Tile:
+    """The header of the file.
+
+    Raises:
+        FormatError: it is no raster file, a damaged one, or holds complex numbers.
+        GeometryError: it is placed by control points, not by a transform.
+    """
+    with open_raster(source) as opened:
+        dataset = opened.dataset
+        tile = _described(dataset, source)
+        opened.require_storage()
+    if "complex" in tile.dtype:
+        raise FormatError(
+            "raster of complex numbers",
+            where=source.url,
+            measured=tile.dtype,
+            limit="integers or floats",
+            remedy="Write amplitude and phase as two bands.",
+        )
+    return tile
+
+
+def damaged(where: str, error: Exception) -> FormatError:
+    """What GDAL could not read, as our error; its own words without the invented path."""
+    words = str(error.__cause__ or error).rpartition("/")[2].splitlines()[0][:200]
+    return FormatError(
+        "raster does not read",
+        where=where,
+        measured=words,
+        limit="a whole TIFF or PNG",
+        remedy="Copy it again from where it came; gdalinfo tells more.",
+    )
+
+
+def _described(dataset: Any, source: Source) -> Tile:
+    from rasterio.enums import ColorInterp, MaskFlags
+
+    interpretations = dataset.colorinterp
+    bands = tuple(number for number in dataset.indexes if interpretations[number - 1] != ColorInterp.alpha)
+    if not bands:
+        raise FormatError("raster has no band of values", where=source.url, measured="an alpha band alone")
+    picked = [number - 1 for number in bands]
+    if dataset.gcps[0] and dataset.transform.is_identity:
+        raise GeometryError(
+            "raster is placed by control points, not by a transform",
+            where=source.url,
+            measured=f"{len(dataset.gcps[0])} control points",
+            remedy="Warp it first: gdalwarp -tps -t_srs … in.tif out.tif.",
+        )
+    flags = {flag for number in picked for flag in dataset.mask_flag_enums[number]}
+    return Tile(
+        source=source,
+        width=dataset.width,
+        height=dataset.height,
+        dtype=dataset.dtypes[picked[0]],
+        crs=dataset.crs.to_wkt() if dataset.crs else "",
+        transform=tuple(dataset.transform)[:6],
+        bands=bands,
+        names=tuple(dataset.descriptions[number] or "" for number in picked),
+        units=tuple(dataset.units[number] or "" for number in picked),
+        nodata=tuple(dataset.nodatavals[number] for number in picked),
+        scales=tuple(dataset.scales[number] for number in picked),
+        offsets=tuple(dataset.offsets[number] for number in picked),
+        masked=MaskFlags.per_dataset in flags,
+        palette=_palette(dataset, bands),
+        block=dataset.block_shapes[picked[0]],
+        tags={str(key): str(value) for key, value in dataset.tags().items()},
+    )
+
+
+def _palette(dataset: Any, bands: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """The colour table of a raster with one band, without entries that say nothing (black, as writers fill up)."""
+    if len(bands) != 1:
+        return ()
+    try:
+        table = dataset.colormap(bands[0])
+    except ValueError:
+        return ()
+    return tuple((value, *colour[:3]) for value, colour in sorted(table.items()) if any(colour[:3]))
+
+
+def _refuse_impossible(dataset: Any, source: Source) -> None:
+    """Refuse a header that claims more than the file can hold, before anything is sized by it."""
+    rows, columns = dataset.block_shapes[0]
+    planes = 1 if dataset.interleaving and dataset.interleaving.name == "pixel" else dataset.count
+    blocks = math.ceil(dataset.height / rows) * math.ceil(dataset.width / columns) * planes
+    if dataset.driver == "GTiff" and blocks > 1 and blocks * TABLE_ENTRY_BYTES > source.size_bytes:
+        raise FormatError(
+            "header claims more than the file can hold",
+            where=source.url,
+            measured=f"{dataset.width} x {dataset.height} cells in {blocks} blocks",
+            limit=f"{source.size_bytes // TABLE_ENTRY_BYTES} blocks in a file of {source.size_bytes} bytes",
+            remedy="Copy it again from where it came.",
+        )
+    block_bytes = rows * columns * _item_bytes(dataset.dtypes[0]) * (dataset.count if planes == 1 else 1)
+    if block_bytes > BLOCK_BYTES:
+        raise DataError(
+            "one block of the file is too large to decode",
+            where=source.url,
+            measured=f"{rows} x {columns} cells, {block_bytes / 2**20:.0f} MiB",
+            limit=f"{BLOCK_BYTES / 2**20:.0f} MiB",
+            remedy="Write it with small tiles: gdal_translate -co TILED=YES in.tif out.tif.",
+        )
+
+
+def _item_bytes(dtype: str) -> int:
+    import numpy as np
+
+    # rasterio's names of complex integers are none of NumPy's.
+    return 4 if dtype.startswith("complex_") else np.dtype(dtype).itemsize
+
+
+def _container(storage: Storage, name: str, source: Source, failures: list[GeobatchError]) -> Any:
+    """What rasterio opens files by: the raster, and the mask beside it where there is one."""
+    from rasterio.abc import FileContainer
+
+    sizes = {name: source.size_bytes}
+    if source.mask_bytes:
+        sizes[name + MASK_SUFFIX] = source.mask_bytes
+
+    class Siblings(FileContainer):  # type: ignore[misc]
+        def open(self, path: str, mode: str = "rb", **_: Any) -> RangedFile:
+            key = path.rpartition("/")[2]
+            if key not in sizes or "r" not in mode:
+                raise FileNotFoundError(path)
+            return RangedFile(storage, key, sizes[key], failures.append)
+
+        def isfile(self, path: str) -> bool:
+            return path.rpartition("/")[2] in sizes
+
+        def isdir(self, path: str) -> bool:
+            return "." not in path.rpartition("/")[2]
+
+        def ls(self, path: str) -> list[str]:
+            return list(sizes)
+
+        def mtime(self, path: str) -> int:
+            return 0
+
+        def rm(self, path: str) -> None:
+            raise PermissionError(path)
+
+        def size(self, path: str) -> int:
+            return sizes.get(path.rpartition("/")[2], 0)
+
+    return Siblings()
