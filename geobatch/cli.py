@@ -148,14 +148,18 @@ def retry(output: ScoredUrl, as_json: AsJson = False) -> None:
 @app.command()
 def export(
     src: Source,
-    dst: Annotated[str, typer.Argument(help="URL of the SEG-Y file to write.")],
+    dst: Annotated[str, typer.Argument(help="URL of the SEG-Y file or COG to write.")],
     variable: Annotated[str | None, typer.Option(help="class_map, probability:NAME or the survey's volume.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a file that is there already.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a survey or a scored survey as SEG-Y with the headers of its source."""
+    """Write a survey or a scored survey as SEG-Y with the headers of its source, or a raster as COG."""
+    from geobatch.formats.cog_export import export_cog, is_raster
     from geobatch.formats.segy_export import export_segy
 
+    if is_raster(src):
+        _print_result(export_cog(src, dst, variable=variable, overwrite=overwrite), as_json)
+        return
     _print_result(export_segy(src, dst, variable=variable, overwrite=overwrite), as_json)
 
 

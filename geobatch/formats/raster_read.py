@@ -142,6 +142,7 @@ def _read_part(mosaic: Mosaic, number: int, rows: slice, columns: slice) -> Cell
         if mosaic.resampling is None:
             top, _, left, _ = (int(edge) for edge in mosaic.windows[number])
             own = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
+            opened.fetch(own, tile.bands)
             raw, mask, faults = _read_whole(opened, opened.dataset, tile, own, tile.block)
             return _meant(raw, mask, faults, tile, mosaic)
         with _warping(opened.dataset, tile, mosaic) as warped:

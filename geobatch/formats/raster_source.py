@@ -6,12 +6,15 @@ damaged tile (decision 14).
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import itertools
 import math
 import uuid
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +25,11 @@ from geobatch.storage import Storage, open_storage, split_url
 PAGE_BYTES = 2**16
 MOST_AHEAD = 64
 CACHED_BYTES = 16 * 2**20
+READERS = 4
+RUN_BYTES = 8 * 2**20
+# A gap this small between wanted blocks costs less to read than another request.
+GAP_BYTES = 128 * 2**10
+FETCHED_BYTES = 64 * 2**20
 GDAL_CACHE_BYTES = 32 * 2**20
 # A block is decoded whole: larger ones would make memory depend on how the file was written.
 BLOCK_BYTES = 256 * 2**20
@@ -102,19 +110,112 @@ class Tile:
         return any(scale != 1 for scale in self.scales) or any(offset != 0 for offset in self.offsets)
 
 
-class RangedFile:
-    """A file object over ranged reads, with the pages it read last; reads in order fetch more and more ahead."""
+class Ranges:
+    """Bytes of one file, of which what was read last is kept; reads in order fetch more and more ahead.
+
+    What storage raises goes to `on_error`, and the read comes back empty: an exception would be lost inside GDAL.
+    """
 
     def __init__(self, storage: Storage, key: str, size: int, on_error: Callable[[GeobatchError], None]) -> None:
-        self._storage, self._key, self._size, self._on_error = storage, key, size, on_error
-        self._position = 0
+        self.size = size
+        self._storage, self._key, self._on_error = storage, key, on_error
         self._pages: OrderedDict[int, bytes] = OrderedDict()
+        self._runs: dict[int, bytes] = {}
+        self._starts: list[int] = []
         self._expected = -1
         self._ahead = 1
 
+    def read(self, start: int, count: int) -> bytes:
+        """Up to `count` bytes from `start`, fewer at the end of the file."""
+        stop = min(self.size, start + count)
+        if stop <= start:
+            return b""
+        body = self._fetched(start, stop)
+        if body is None:
+            first, last = start // PAGE_BYTES, (stop - 1) // PAGE_BYTES
+            try:
+                pages = self._wanted(first, last)
+            except GeobatchError as error:
+                self._on_error(error)
+                return b""
+            body = b"".join(pages)[start - first * PAGE_BYTES : stop - first * PAGE_BYTES]
+        return body
+
+    def fetch(self, spans: Sequence[tuple[int, int]]) -> None:
+        """Read ahead, side by side, the bytes from start to stop of every span, and forget those of the last time.
+
+        Spans near each other are one request. What would take too much memory is left to be read when it is asked for.
+        """
+        self._runs, self._starts = {}, []
+        merged: list[list[int]] = []
+        for start, stop in sorted(spans):
+            stop = min(stop, self.size)
+            if merged and start - merged[-1][1] <= GAP_BYTES and stop - merged[-1][0] <= RUN_BYTES:
+                merged[-1][1] = max(merged[-1][1], stop)
+            elif start < stop:
+                merged.append([start, stop])
+        sizes = itertools.accumulate(stop - start for start, stop in merged)
+        wanted = [span for span, total in zip(merged, sizes, strict=True) if total <= FETCHED_BYTES]
+
+        def get(span: list[int]) -> bytes | GeobatchError:
+            try:
+                return self._storage.get_range(self._key, span[0], span[1] - span[0])
+            except GeobatchError as error:
+                return error
+
+        with ThreadPoolExecutor(READERS) as readers:
+            for (start, _), body in zip(wanted, readers.map(get, wanted), strict=True):
+                if isinstance(body, GeobatchError):
+                    self._on_error(body)
+                else:
+                    self._runs[start] = body
+        self._starts = sorted(self._runs)
+
+    def _fetched(self, start: int, stop: int) -> bytes | None:
+        """Bytes that were read ahead, None where they were not."""
+        position = bisect.bisect_right(self._starts, start) - 1
+        if position < 0:
+            return None
+        origin = self._starts[position]
+        body = self._runs[origin]
+        return body[start - origin : stop - origin] if stop <= origin + len(body) else None
+
+    def _wanted(self, first: int, last: int) -> list[bytes]:
+        """Pages `first` to `last`; missing ones are fetched in one request from the first missing one on."""
+        missing = [page for page in range(first, last + 1) if page not in self._pages]
+        if missing:
+            self._ahead = min(2 * self._ahead, MOST_AHEAD) if missing[0] == self._expected else 1
+            self._load(missing[0], max(missing[-1], missing[0] + self._ahead - 1))
+        found = [self._pages[page] for page in range(first, last + 1)]
+        for page in range(first, last + 1):
+            self._pages.move_to_end(page)
+        while len(self._pages) * PAGE_BYTES > CACHED_BYTES:
+            self._pages.popitem(last=False)
+        return found
+
+    def _load(self, first: int, last: int) -> None:
+        start = first * PAGE_BYTES
+        body = self._storage.get_range(self._key, start, min((last + 1) * PAGE_BYTES, self.size) - start)
+        for number in range(-(-len(body) // PAGE_BYTES)):
+            self._pages[first + number] = body[number * PAGE_BYTES : (number + 1) * PAGE_BYTES]
+        self._expected = last + 1
+
+
+class RangedFile:
+    """A file object over `Ranges`, which GDAL may open more than once."""
+
+    def __init__(self, ranges: Ranges) -> None:
+        self._ranges, self._position = ranges, 0
+
+    def __enter__(self) -> RangedFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def seek(self, offset: int, whence: int = 0) -> int:
         """Move to an offset from the start (0), the position (1) or the end (2); returns the new position."""
-        self._position = (0, self._position, self._size)[whence] + offset
+        self._position = (0, self._position, self._ranges.size)[whence] + offset
         return self._position
 
     def tell(self) -> int:
@@ -123,49 +224,12 @@ class RangedFile:
 
     def read(self, count: int = -1) -> bytes:
         """Up to `count` bytes, fewer at the end of the file."""
-        stop = self._size if count < 0 else min(self._size, self._position + count)
-        if stop <= self._position:
-            return b""
-        first, last = self._position // PAGE_BYTES, (stop - 1) // PAGE_BYTES
-        try:
-            body = b"".join(self._wanted(first, last))
-        except GeobatchError as error:
-            self._on_error(error)
-            raise
-        start = self._position - first * PAGE_BYTES
-        body = body[start : start + stop - self._position]
-        self._position = stop
+        body = self._ranges.read(self._position, self._ranges.size if count < 0 else count)
+        self._position += len(body)
         return body
 
-    def __enter__(self) -> RangedFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
-        """Forget what was read."""
-        self._pages.clear()
-
-    def _wanted(self, first: int, last: int) -> list[bytes]:
-        """Pages `first` to `last`; missing ones are fetched in one request from the first missing one on."""
-        missing = [page for page in range(first, last + 1) if page not in self._pages]
-        if missing:
-            self._ahead = min(2 * self._ahead, MOST_AHEAD) if missing[0] == self._expected else 1
-            self._fetch(missing[0], max(missing[-1], missing[0] + self._ahead - 1))
-        found = [self._pages[page] for page in range(first, last + 1)]
-        for page in range(first, last + 1):
-            self._pages.move_to_end(page)
-        while len(self._pages) * PAGE_BYTES > CACHED_BYTES:
-            self._pages.popitem(last=False)
-        return found
-
-    def _fetch(self, first: int, last: int) -> None:
-        start = first * PAGE_BYTES
-        body = self._storage.get_range(self._key, start, min((last + 1) * PAGE_BYTES, self._size) - start)
-        for number in range(-(-len(body) // PAGE_BYTES)):
-            self._pages[first + number] = body[number * PAGE_BYTES : (number + 1) * PAGE_BYTES]
-        self._expected = last + 1
+        """Nothing: the bytes serve others."""
 
 
 class OpenRaster:
@@ -175,14 +239,35 @@ class OpenRaster:
         dataset: The rasterio dataset.
     """
 
-    def __init__(self, dataset: Any, failures: list[GeobatchError]) -> None:
+    def __init__(self, dataset: Any, ranges: Ranges, failures: list[GeobatchError]) -> None:
         self.dataset = dataset
-        self._failures = failures
+        self._ranges, self._failures = ranges, failures
 
     def require_storage(self) -> None:
         """Raise what storage raised while GDAL was reading: GDAL itself goes on without the bytes, or with a guess."""
         if self._failures:
             raise self._failures[0]
+
+    def fetch(self, window: tuple[slice, slice], bands: Sequence[int]) -> None:
+        """Read ahead the blocks of a TIFF that a window needs; where they lie GDAL tells by its metadata domain TIFF."""
+        if self.dataset.driver != "GTiff":
+            return
+        block = self.dataset.block_shapes[bands[0] - 1]
+        places = itertools.product(
+            *(range(part.start // side, -(-part.stop // side)) for part, side in zip(window, block, strict=True))
+        )
+        pixelwise = self.dataset.interleaving is not None and self.dataset.interleaving.name == "pixel"
+        spans = []
+        for row, column in places:
+            for band in bands[:1] if pixelwise else bands:
+                start, size = (
+                    self.dataset.get_tag_item(f"BLOCK_{word}_{column}_{row}", "TIFF", bidx=band)
+                    for word in ("OFFSET", "SIZE")
+                )
+                if start and size:
+                    spans.append((int(start), int(start) + int(size)))
+        self._ranges.fetch(spans)
+        self.require_storage()
 
 
 def find_source(url: str) -> Source:
@@ -226,20 +311,22 @@ def open_raster(source: Source) -> Iterator[OpenRaster]:
         )
     failures: list[GeobatchError] = []
     with gdal() as rasterio:
-        siblings = _container(storage, name, source, failures)
+        files = {name: Ranges(storage, name, source.size_bytes, failures.append)}
+        if source.mask_bytes:
+            files[name + MASK_SUFFIX] = Ranges(storage, name + MASK_SUFFIX, source.mask_bytes, failures.append)
         try:
             # Two openings of one name at a time would share what rasterio registers.
             path = f"{uuid.uuid4().hex}/{name}"
             with warnings.catch_warnings():
                 # That a file has no transform is told by whoever makes the grid.
                 warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-                dataset = rasterio.open(path, driver=DRIVERS[head], opener=siblings)
+                dataset = rasterio.open(path, driver=DRIVERS[head], opener=_container(files))
         except rasterio.errors.RasterioError as error:
             if failures:
                 raise failures[0] from error
             raise damaged(source.url, error) from error
         with dataset:
-            opened = OpenRaster(dataset, failures)
+            opened = OpenRaster(dataset, files[name], failures)
             opened.require_storage()
             _refuse_impossible(dataset, source)
             yield opened
@@ -357,29 +444,24 @@ def _item_bytes(dtype: str) -> int:
     return 4 if dtype.startswith("complex_") else np.dtype(dtype).itemsize
 
 
-def _container(storage: Storage, name: str, source: Source, failures: list[GeobatchError]) -> Any:
-    """What rasterio opens files by: the raster, and the mask beside it where there is one."""
+def _container(files: Mapping[str, Ranges]) -> Any:
+    """What rasterio opens files by: the raster, and the mask beside it where there is one; nothing else is there."""
     from rasterio.abc import FileContainer
-
-    sizes = {name: source.size_bytes}
-    if source.mask_bytes:
-        sizes[name + MASK_SUFFIX] = source.mask_bytes
 
     class Siblings(FileContainer):  # type: ignore[misc]
         def open(self, path: str, mode: str = "rb", **_: Any) -> RangedFile:
-            key = path.rpartition("/")[2]
-            if key not in sizes or "r" not in mode:
+            if not self.isfile(path) or "r" not in mode:
                 raise FileNotFoundError(path)
-            return RangedFile(storage, key, sizes[key], failures.append)
+            return RangedFile(files[path.rpartition("/")[2]])
 
         def isfile(self, path: str) -> bool:
-            return path.rpartition("/")[2] in sizes
+            return path.rpartition("/")[2] in files
 
         def isdir(self, path: str) -> bool:
             return "." not in path.rpartition("/")[2]
 
         def ls(self, path: str) -> list[str]:
-            return list(sizes)
+            return list(files)
 
         def mtime(self, path: str) -> int:
             return 0
@@ -388,6 +470,6 @@ def _container(storage: Storage, name: str, source: Source, failures: list[Geoba
             raise PermissionError(path)
 
         def size(self, path: str) -> int:
-            return sizes.get(path.rpartition("/")[2], 0)
+            return files[path.rpartition("/")[2]].size if self.isfile(path) else 0
 
     return Siblings()
