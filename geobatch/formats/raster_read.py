@@ -24,6 +24,8 @@ Overlap = Literal["first", "last", "refuse"]
 TOLD_BLOCKS = 20
 # A warped window is halved down to this side around a block that does not read.
 SMALLEST_SIDE = 64
+# So little that no window depends on how others are cut; with 0, rasterio 1.4 makes no VRT on a given grid.
+TOLERANCE_CELLS = 1e-6
 
 
 @dataclass
@@ -266,18 +268,21 @@ def _warping(dataset: Any, tile: Tile, mosaic: Mosaic) -> Iterator[Any]:
     how: dict[str, Any] = {"add_alpha": True} if nodata is None and not alpha else {}
     if nodata is not None:
         how |= {"src_nodata": nodata, "nodata": nodata}
+    # Only what the file does not say itself: GDAL would make a second source of it.
+    if tile.transform != tuple(dataset.transform)[:6]:
+        how["src_transform"] = Affine(*tile.transform)
+    if dataset.crs is None or tile.crs != dataset.crs.to_wkt():
+        how["src_crs"] = tile.crs
     if np.dtype(mosaic.dtype).kind == "f" and np.dtype(tile.dtype).kind in "iu":
         how["dtype"] = mosaic.dtype
     with WarpedVRT(
         dataset,
-        src_crs=tile.crs,
-        src_transform=Affine(*tile.transform),
         crs=mosaic.crs,
         transform=Affine(*mosaic.transform),
         width=mosaic.width,
         height=mosaic.height,
         resampling=Resampling[mosaic.resampling or "nearest"],
-        tolerance=0.0,
+        tolerance=TOLERANCE_CELLS,
         **how,
     ) as warped:
         yield warped
