@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -94,16 +95,10 @@ class Options(IngestOptions):
 
 @dataclass(frozen=True)
 class Piece:
-    """Shards that are read together: a row of neighbours, of some bands.
-
-    Attributes:
-        bands: Positions of the first band and after the last.
-        row: Position in the shard grid along y.
-        columns: Positions of the first shard along x and after the last.
-    """
+    """Neighbouring shards of some bands that are read together; first position and the one after the last, per axis."""
 
     bands: tuple[int, int]
-    row: int
+    rows: tuple[int, int]
     columns: tuple[int, int]
 
 
@@ -204,32 +199,38 @@ def variable_of(options: Options) -> str:
 
 
 def pieces(mosaic: Mosaic, target: Target) -> Iterator[Piece]:
-    """Every piece: as many shards of a row as one block of the files crosses, as far as memory allows."""
+    """Every piece: as many shards as one block of the files crosses, as far as memory allows."""
     bands, rows, columns = shard_grid(target.values)
     height, width = target.values.shards[1:]
     band_bytes = height * width * np.dtype(mosaic.dtype).itemsize
+    down, across = 1, 1
+    if mosaic.resampling is None:
+        down, across = (max(tile.block[axis] for tile in mosaic.tiles) for axis in (0, 1))
     together = max(1, min(bands, PIECE_BYTES // band_bytes))
-    across = max(tile.block[1] for tile in mosaic.tiles) if mosaic.resampling is None else 1
     wide = max(1, min(columns, math.ceil(across / width), PIECE_BYTES // (band_bytes * together)))
-    for row in range(rows):
-        for column in range(0, columns, wide):
-            for band in range(0, bands, together):
-                yield Piece((band, min(band + together, bands)), row, (column, min(column + wide, columns)))
+    tall = max(1, min(rows, math.ceil(down / height), PIECE_BYTES // (band_bytes * together * wide)))
+    steps = zip((bands, rows, columns), (together, tall, wide), strict=True)
+    for band, row, column in itertools.product(*(range(0, count, step) for count, step in steps)):
+        yield Piece(
+            (band, min(band + together, bands)), (row, min(row + tall, rows)), (column, min(column + wide, columns))
+        )
 
 
 def write_piece(piece: Piece, mosaic: Mosaic, target: Target, overlap: Overlap) -> Written:
     """Store the shards of one piece."""
     cells = _read_piece(piece, mosaic, target, overlap)
-    width = target.values.shards[2]
+    _, height, width = target.values.shards
     objects = []
-    for band in range(*piece.bands):
-        for column in range(*piece.columns):
-            part = (slice(band - piece.bands[0], band - piece.bands[0] + 1), slice(None))
-            cut = (*part, slice((column - piece.columns[0]) * width, (column - piece.columns[0] + 1) * width))
-            index = (band, piece.row, column)
-            objects.append(store_shard(target.url, target.values, index, cells.values[cut]))
-            if target.valid is not None:
-                objects.append(store_shard(target.url, target.valid, index, cells.valid[cut]))
+    for index in itertools.product(*(range(*part) for part in (piece.bands, piece.rows, piece.columns))):
+        band, row, column = (i - part[0] for i, part in zip(index, (piece.bands, piece.rows, piece.columns), strict=True))
+        cut = (
+            slice(band, band + 1),
+            slice(row * height, (row + 1) * height),
+            slice(column * width, (column + 1) * width),
+        )
+        objects.append(store_shard(target.url, target.values, index, cells.values[cut]))
+        if target.valid is not None:
+            objects.append(store_shard(target.url, target.valid, index, cells.valid[cut]))
     return Written(tuple(objects), tuple(cells.faults), figures_of(cells, piece, mosaic))
 
 
@@ -363,7 +364,7 @@ def _write(
 
     def count(piece: Piece) -> None:
         nonlocal done
-        done += (piece.bands[1] - piece.bands[0]) * (piece.columns[1] - piece.columns[0])
+        done += _shards_of(piece)
         run.on_progress(done, total)
 
     function = functools.partial(write_piece, mosaic=mosaic, target=target, overlap=overlap)
@@ -372,18 +373,21 @@ def _write(
 
 def _read_piece(piece: Piece, mosaic: Mosaic, target: Target, overlap: Overlap) -> Cells:
     height, width = target.values.shards[1:]
-    rows = slice(piece.row * height, min((piece.row + 1) * height, mosaic.height))
+    rows = slice(piece.rows[0] * height, min(piece.rows[1] * height, mosaic.height))
     columns = slice(piece.columns[0] * width, min(piece.columns[1] * width, mosaic.width))
     return read_cells(mosaic, rows, columns, overlap, slice(*piece.bands))
 
 
 def _task_bytes(mosaic: Mosaic, target: Target) -> int:
     """Peak memory of one piece: values and numbers of a tile, their masks, one block and what is cached."""
-    first = next(pieces(mosaic, target))
-    cells = math.prod(target.values.shards) * (first.bands[1] - first.bands[0]) * (first.columns[1] - first.columns[0])
+    cells = math.prod(target.values.shards) * _shards_of(next(pieces(mosaic, target)))
     block = min(BLOCK_BYTES, max(math.prod(tile.block) * 8 * len(tile.bands) for tile in mosaic.tiles))
     scaled = any(tile.scaled for tile in mosaic.tiles)
     return cells * (3 * np.dtype(mosaic.dtype).itemsize + 4 + 16 * scaled) + block + GDAL_CACHE_BYTES + 2**27
+
+
+def _shards_of(piece: Piece) -> int:
+    return math.prod(last - first for first, last in (piece.bands, piece.rows, piece.columns))
 
 
 def _classes(held: npt.NDArray[Any]) -> dict[str, int]:

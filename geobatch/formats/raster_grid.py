@@ -166,7 +166,7 @@ def _warped(
     crs = parse_crs(to_crs, where) if to_crs else parse_crs(tiles[0].crs, where)
     found = []
     for tile in tiles:
-        edges = _edges(tile)
+        edges = edges_of(tile)
         corners = {"left": edges[0], "bottom": edges[1], "right": edges[2], "top": edges[3]}
         found.append(
             calculate_default_transform(tile.crs, crs, tile.width, tile.height, **corners, resolution=resolution)
@@ -211,7 +211,7 @@ def parse_crs(text: str, where: str) -> Any:
         ) from error
 
 
-def _edges(tile: Tile) -> tuple[float, float, float, float]:
+def edges_of(tile: Tile) -> tuple[float, float, float, float]:
     """Left, bottom, right and top of a tile, rotated or not."""
     a, b, c, d, e, f = tile.transform
     corners = [(0, 0), (tile.width, 0), (0, tile.height), (tile.width, tile.height)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from geobatch.errors import DataError
 from geobatch.formats.ingestion import Fault
-from geobatch.formats.raster_grid import Mosaic, overlapping
-from geobatch.formats.raster_source import OpenRaster, Tile, open_raster
+from geobatch.formats.raster_grid import Mosaic, edges_of, overlapping
+from geobatch.formats.raster_source import OpenRaster, Tile, cut_at_blocks, open_raster
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -140,13 +140,27 @@ def _merge(cells: Cells, part: Cells, place: tuple[slice, ...], overlap: Overlap
 def _read_part(mosaic: Mosaic, number: int, rows: slice, columns: slice) -> Cells:
     """The cells of one tile inside a window of the grid."""
     tile = mosaic.tiles[number]
+    unmarked = not tile.masked and all(value is None for value in tile.nodata)
     with open_raster(tile.source) as opened:
         if mosaic.resampling is None:
             top, _, left, _ = (int(edge) for edge in mosaic.windows[number])
             own = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
-            opened.fetch(own, tile.bands)
+            missing = opened.fetch(own, tile.bands)
             raw, mask, faults = _read_whole(opened, opened.dataset, tile, own, tile.block)
+            if unmarked and missing:
+                # GDAL reads them as zeros.
+                for part in missing:
+                    mask[_within(part, own)] = False
+                faults += _faults(missing, "is not in the file", tile, own)
             return _meant(raw, mask, faults, tile, mosaic)
+        if unmarked and (count := opened.missing(tile.bands)):
+            raise DataError(
+                "file lacks blocks and names no nodata value: they would be warped as zeros",
+                where=tile.source.url,
+                measured=f"{count} blocks",
+                limit="0",
+                remedy="Give the value with --set nodata=0, or ingest the file on its own grid first.",
+            )
         with _warping(opened.dataset, tile, mosaic) as warped:
             raw, mask, faults = _read_whole(opened, warped, tile, (rows, columns), None)
             return _meant(raw, mask, faults, tile, mosaic)
@@ -163,18 +177,24 @@ def _read_whole(
     dtype = dataset.dtypes[tile.bands[0] - 1]
     raw, mask = np.full(shape, invalid_number(dtype, tile.nodata[0]), dtype), np.zeros(shape, np.bool_)
     bad = []
-    for part in _parts(window, block):
+    for part in cut_at_blocks(window, block or (SMALLEST_SIDE, SMALLEST_SIDE)):
         found = _read(opened, dataset, tile, part)
         if found is None:
             bad.append(part)
             continue
-        place = (slice(None), *(slice(p.start - w.start, p.stop - w.start) for p, w in zip(part, window, strict=True)))
-        raw[place], mask[place] = found
-    named = [Fault("block", f"{tile.source.url} {_place(part)}", "does not decode", "left invalid") for part in bad]
+        raw[_within(part, window)], mask[_within(part, window)] = found
+    return raw, mask, _faults(bad, "does not decode", tile, window)
+
+
+def _faults(
+    parts: Sequence[tuple[slice, slice]], fault: str, tile: Tile, window: tuple[slice, slice]
+) -> list[Fault]:
+    """A fault for each part, the first ones by name."""
+    named = [Fault("block", f"{tile.source.url} {_place(part)}", fault, "left invalid") for part in parts]
     if len(named) > TOLD_BLOCKS:
         rest = f"{tile.source.url} and {len(named) - TOLD_BLOCKS} more blocks of {_place(window)}"
-        named = [*named[:TOLD_BLOCKS], Fault("block", rest, "do not decode", "left invalid")]
-    return raw, mask, named
+        named = [*named[:TOLD_BLOCKS], Fault("block", rest, fault, "left invalid")]
+    return named
 
 
 def _read(opened: OpenRaster, dataset: Any, tile: Tile, window: tuple[slice, slice]) -> tuple[Array, Mask] | None:
@@ -195,21 +215,6 @@ def _read(opened: OpenRaster, dataset: Any, tile: Tile, window: tuple[slice, sli
         return None
     opened.require_storage()
     return raw, mask
-
-
-def _parts(window: tuple[slice, slice], block: tuple[int, int] | None) -> Iterator[tuple[slice, slice]]:
-    """The window cut at the borders of the file's blocks, or into small squares when blocks are not known."""
-    size = block or (SMALLEST_SIDE, SMALLEST_SIDE)
-    cut = [
-        [
-            slice(max(axis.start, i * side), min(axis.stop, (i + 1) * side))
-            for i in range(axis.start // side, -(-axis.stop // side))
-        ]
-        for axis, side in zip(window, size, strict=True)
-    ]
-    for rows in cut[0]:
-        for columns in cut[1]:
-            yield rows, columns
 
 
 def _meant(raw: Array, mask: Mask, faults: list[Fault], tile: Tile, mosaic: Mosaic) -> Cells:
@@ -260,7 +265,13 @@ def _warping(dataset: Any, tile: Tile, mosaic: Mosaic) -> Iterator[Any]:
     from rasterio import Affine
     from rasterio.enums import ColorInterp, Resampling
     from rasterio.vrt import WarpedVRT
+    from rasterio.warp import calculate_default_transform
 
+    a, e = mosaic.transform[0], mosaic.transform[4]
+    edges = edges_of(tile)
+    own, _, _ = calculate_default_transform(
+        tile.crs, mosaic.crs, tile.width, tile.height, edges[0], edges[1], right=edges[2], top=edges[3]
+    )
     nodata = tile.nodata[0]
     if nodata is None and not tile.masked and np.dtype(tile.dtype).kind == "f":
         nodata = math.nan
@@ -283,9 +294,17 @@ def _warping(dataset: Any, tile: Tile, mosaic: Mosaic) -> Iterator[Any]:
         height=mosaic.height,
         resampling=Resampling[mosaic.resampling or "nearest"],
         tolerance=TOLERANCE_CELLS,
+        # GDAL would draw the width of its filters from the window.
+        XSCALE=repr(abs(own.a / a)),
+        YSCALE=repr(abs(own.e / e)),
         **how,
     ) as warped:
         yield warped
+
+
+def _within(part: tuple[slice, slice], window: tuple[slice, slice]) -> tuple[slice, ...]:
+    """Where a part of a window lies in an array `(band, y, x)` of the window."""
+    return (slice(None), *(slice(p.start - w.start, p.stop - w.start) for p, w in zip(part, window, strict=True)))
 
 
 def _place(window: tuple[slice, slice]) -> str:

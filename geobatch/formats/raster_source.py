@@ -248,26 +248,53 @@ class OpenRaster:
         if self._failures:
             raise self._failures[0]
 
-    def fetch(self, window: tuple[slice, slice], bands: Sequence[int]) -> None:
-        """Read ahead the blocks of a TIFF that a window needs; where they lie GDAL tells by its metadata domain TIFF."""
+    def fetch(self, window: tuple[slice, slice], bands: Sequence[int]) -> list[tuple[slice, slice]]:
+        """Read ahead the blocks of a TIFF that a window needs; returns the parts of it whose blocks are not in the file.
+
+        Where blocks lie GDAL tells by its metadata domain TIFF. A block that is not there it reads as nodata, or as 0.
+        """
+        spans, missing = [], []
+        for part, span in self._blocks(window, bands):
+            if span is None:
+                missing.append(part)
+            else:
+                spans.append(span)
+        self._ranges.fetch(spans)
+        self.require_storage()
+        return missing
+
+    def missing(self, bands: Sequence[int]) -> int:
+        """How many blocks of the whole TIFF are not in it."""
+        window = slice(0, self.dataset.height), slice(0, self.dataset.width)
+        return sum(span is None for _, span in self._blocks(window, bands))
+
+    def _blocks(
+        self, window: tuple[slice, slice], bands: Sequence[int]
+    ) -> Iterator[tuple[tuple[slice, slice], tuple[int, int] | None]]:
+        """Part of the window and bytes, first and last + 1, of every block under it; None where there are none."""
         if self.dataset.driver != "GTiff":
             return
         block = self.dataset.block_shapes[bands[0] - 1]
-        places = itertools.product(
-            *(range(part.start // side, -(-part.stop // side)) for part, side in zip(window, block, strict=True))
-        )
         pixelwise = self.dataset.interleaving is not None and self.dataset.interleaving.name == "pixel"
-        spans = []
-        for row, column in places:
-            for band in bands[:1] if pixelwise else bands:
-                start, size = (
-                    self.dataset.get_tag_item(f"BLOCK_{word}_{column}_{row}", "TIFF", bidx=band)
-                    for word in ("OFFSET", "SIZE")
-                )
-                if start and size:
-                    spans.append((int(start), int(start) + int(size)))
-        self._ranges.fetch(spans)
-        self.require_storage()
+        parts = cut_at_blocks(window, block)
+        for (rows, columns), band in itertools.product(parts, bands[:1] if pixelwise else bands):
+            place = f"{columns.start // block[1]}_{rows.start // block[0]}"
+            start, size = (
+                self.dataset.get_tag_item(f"BLOCK_{word}_{place}", "TIFF", bidx=band) for word in ("OFFSET", "SIZE")
+            )
+            yield (rows, columns), (int(start), int(start) + int(size)) if start and size else None
+
+
+def cut_at_blocks(window: tuple[slice, slice], block: tuple[int, int]) -> list[tuple[slice, slice]]:
+    """The window cut at the borders of blocks of that many rows and columns."""
+    rows, columns = (
+        [
+            slice(max(axis.start, i * side), min(axis.stop, (i + 1) * side))
+            for i in range(axis.start // side, -(-axis.stop // side))
+        ]
+        for axis, side in zip(window, block, strict=True)
+    )
+    return list(itertools.product(rows, columns))
 
 
 def find_source(url: str) -> Source:
