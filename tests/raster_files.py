@@ -58,4 +58,6 @@ def tiled(**options: Any) -> dict[str, Any]:
 def field(shape: tuple[int, ...], dtype: str = "float32", seed: int = 0) -> npt.NDArray[Any]:
     """Random values, nowhere zero."""
     generator = np.random.default_rng(seed)
-    return (generator.integers(1, 200, shape) if np.dtype(dtype).kind in "iu" else generator.normal(900, 99, shape)).astype(dtype)
+    return (
+        generator.integers(1, 200, shape) if np.dtype(dtype).kind in "iu" else generator.normal(900, 99, shape)
+    ).astype(dtype)

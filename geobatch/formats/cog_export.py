@@ -5,10 +5,9 @@ survey → rows of blocks → tiled GeoTIFF in a temporary folder → COG driver
 
 from __future__ import annotations
 
-import contextlib
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,9 +71,9 @@ def export_cog(
 ) -> dict[str, Any]:
     """A summary of the COG written to `dst_url`; it appears only when it is whole.
 
-    Numbers, nodata, mask, transform, CRS, colours, names and scales are those of the ingested files, bit for bit, unless
-    they were warped or `suspicious` of `inspect` says that cells lost their own number. A temporary folder takes the
-    file twice, since overviews stand before the data in a COG. Memory is bounded.
+    Numbers, nodata, mask, transform, CRS, colours, names and scales are those of the ingested files, bit for bit,
+    unless they were warped or `inspect` tells that cells lost their own number. A temporary folder takes the file
+    twice, since overviews stand before the data in a COG. Memory is bounded.
 
     Args:
         src_survey_url: A raster survey, or one with a `class_map` over `(y, x)`.
@@ -159,7 +158,11 @@ def _form(dataset: xr.Dataset, array: xr.DataArray, title: str) -> Form:
             palette=tuple(tuple(colour) for colour in source["palette"]),
             tags=tuple(sorted(source["tags"].items())),
         )
-    plain = {"scales": (1.0,) * bands, "offsets": (0.0,) * bands, "units": (str(array.attrs.get("units", "")),) * bands}
+    plain: dict[str, Any] = {
+        "scales": (1.0,) * bands,
+        "offsets": (0.0,) * bands,
+        "units": (str(array.attrs.get("units", "")),) * bands,
+    }
     if array.dtype == np.uint8:
         values, _, colors = class_flags(array.attrs)
         rgb = [tuple(int(color[i : i + 2], 16) for i in (1, 3, 5)) for color in colors]
@@ -187,7 +190,9 @@ def _place(dataset: xr.Dataset, where: str) -> tuple[Any, Any]:
         values = np.asarray(dataset[axis].values, np.float64)
         step = (values[-1] - values[0]) / max(values.size - 1, 1)
         if values.size < 2 or not np.allclose(np.diff(values), step, rtol=1e-6):
-            raise MismatchError("axis is not evenly spaced", where=f"{where} {axis}", remedy="Export needs a raster survey.")
+            raise MismatchError(
+                "axis is not evenly spaced", where=f"{where} {axis}", remedy="Export needs a raster survey."
+            )
         steps.append((step, values[0] - step / 2))
     (a, c), (e, f) = steps
     return Affine(a, 0.0, c, 0.0, e, f), crs
@@ -285,5 +290,3 @@ def _copy_as_cog(plain: Path, cog: Path, form: Form, title: str) -> None:
         overview_resampling="nearest" if classes else "average",
         statistics=False,
     )
-
-

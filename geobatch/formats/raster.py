@@ -16,81 +16,34 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, field_validator
 
 from geobatch.errors import DataError, FormatError, UsageError
 from geobatch.fanout import open_fanout
 from geobatch.formats.ingestion import Fault, Ingestion, Written, ingesting, store_shard
-from geobatch.formats.raster_grid import Mosaic, Resampling, make_mosaic, parse_crs
+from geobatch.formats.raster_grid import Mosaic, make_mosaic, parse_crs
 from geobatch.formats.raster_read import Cells, Overlap, read_cells
 from geobatch.formats.raster_source import BLOCK_BYTES, GDAL_CACHE_BYTES, Source, Tile
+from geobatch.formats.raster_spec import Options
 from geobatch.formats.raster_survey import (
     NUMERICAL_VERSION,
-    Size2,
     axes,
-    axis_units,
-    band_statistics,
+    class_counts,
     class_flags_of,
-    crs_name,
+    describe,
     describe_values,
     identity_of,
     merge_figures,
     raster_specs,
-    tags_of,
     warnings_of,
 )
 from geobatch.formats.raster_tiles import LOOKERS, find_sources, scan_tiles
-from geobatch.formats.spec import IngestOptions, IngestRun
+from geobatch.formats.spec import IngestRun
 from geobatch.preprocess.statistics import partial_moments
 from geobatch.shards import ArraySpec, shard_grid
 from geobatch.storage import absolute_url, open_storage, split_url
-from geobatch.survey import COMPLETE, SCHEMA
 
 SMALL_BYTES = 64 * 2**20
 PIECE_BYTES = 128 * 2**20
-TOLD_SOURCES = 100
-
-
-class Options(IngestOptions):
-    """Options of rasters.
-
-    Attributes:
-        quantity: What the values are, such as `elevation`, which is then the variable's name too.
-        units: Unit of the values; from the file when not given.
-        nodata: Number that marks invalid cells, in place of what the files say.
-        transform: `[a, b, c, d, e, f]`, x = a column + b row + c and y = d column + e row + f, for files without one.
-        to_crs: Warp onto a grid in this CRS.
-        resolution: Resample onto cells of this size, one number or `[x, y]`, in units of the CRS.
-        resampling: `nearest`, `bilinear`, `cubic`, `average` or `mode`; how cells are made when they are warped.
-        overlap: `first` or `last` of the overlapping tiles by name counts, or `refuse` when they differ.
-        asset: Name of the asset to take from STAC items.
-        chunk: Unit of reading `(y, x)`, clipped to the survey.
-        shard: Unit of writing, a multiple of `chunk`, clipped to the survey.
-    """
-
-    quantity: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9_]*$")
-    units: str | None = None
-    nodata: float | None = None
-    transform: tuple[float, float, float, float, float, float] | None = None
-    to_crs: str | None = None
-    resolution: tuple[float, float] | None = None
-    resampling: Resampling = "nearest"
-    overlap: Overlap = "first"
-    asset: str | None = None
-    chunk: Size2 = (256, 256)
-    shard: Size2 = (1024, 1024)
-
-    @field_validator("resolution", mode="before")
-    @classmethod
-    def _square(cls, value: Any) -> Any:
-        return (value, value) if isinstance(value, int | float) else value
-
-    @field_validator("resolution")
-    @classmethod
-    def _positive(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
-        if value is not None and min(value) <= 0:
-            raise ValueError("resolution is not above 0")
-        return value
 
 
 @dataclass(frozen=True)
@@ -140,7 +93,7 @@ def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) 
         tiles, faults = scan_tiles(sources, fanout, work)
         work.report(faults)
         mosaic = grid_of(tiles, options, src_url)
-        variable = variable_of(options)
+        variable = options.variable
         told = describe_values(mosaic, variable, options.units)
         target = Target(dst_url, *raster_specs(mosaic, variable, told, options.chunk, options.shard))
         small, values = axes(mosaic)
@@ -169,7 +122,7 @@ def inspect_source(src_url: str, options: Options) -> dict[str, Any]:
     with open_fanout(small=sum(source.size_bytes for source in sources) <= SMALL_BYTES) as fanout:
         tiles, faults = scan_tiles(sources, fanout, None)
         mosaic = grid_of(tiles, options, src_url)
-        values, valid = raster_specs(mosaic, variable_of(options), {}, options.chunk, options.shard)
+        values, valid = raster_specs(mosaic, options.variable, {}, options.chunk, options.shard)
         target = Target(src_url, values, valid)
         look = functools.partial(look_at_piece, mosaic=mosaic, target=target, overlap=options.overlap)
         parts = [part for _, part in sorted(fanout(look, list(pieces(mosaic, target)), _task_bytes(mosaic, target)))]
@@ -191,11 +144,6 @@ def grid_of(tiles: Sequence[Tile], options: Options, where: str) -> Mosaic:
         resampling=options.resampling,
         where=where,
     )
-
-
-def variable_of(options: Options) -> str:
-    """Name of the array of values."""
-    return options.quantity or "values"
 
 
 def pieces(mosaic: Mosaic, target: Target) -> Iterator[Piece]:
@@ -222,7 +170,9 @@ def write_piece(piece: Piece, mosaic: Mosaic, target: Target, overlap: Overlap) 
     _, height, width = target.values.shards
     objects = []
     for index in itertools.product(*(range(*part) for part in (piece.bands, piece.rows, piece.columns))):
-        band, row, column = (i - part[0] for i, part in zip(index, (piece.bands, piece.rows, piece.columns), strict=True))
+        band, row, column = (
+            i - part[0] for i, part in zip(index, (piece.bands, piece.rows, piece.columns), strict=True)
+        )
         cut = (
             slice(band, band + 1),
             slice(row * height, (row + 1) * height),
@@ -234,9 +184,7 @@ def write_piece(piece: Piece, mosaic: Mosaic, target: Target, overlap: Overlap) 
     return Written(tuple(objects), tuple(cells.faults), figures_of(cells, piece, mosaic))
 
 
-def look_at_piece(
-    piece: Piece, mosaic: Mosaic, target: Target, overlap: Overlap
-) -> tuple[list[Fault], dict[str, Any]]:
+def look_at_piece(piece: Piece, mosaic: Mosaic, target: Target, overlap: Overlap) -> tuple[list[Fault], dict[str, Any]]:
     """Faults and figures of one piece, which is stored nowhere."""
     cells = _read_piece(piece, mosaic, target, overlap)
     return cells.faults, figures_of(cells, piece, mosaic)
@@ -248,9 +196,11 @@ def figures_of(cells: Cells, piece: Piece, mosaic: Mosaic) -> dict[str, Any]:
     for position, (values, valid) in enumerate(zip(cells.values, cells.valid, strict=True)):
         held = values[valid]
         moments = partial_moments(held)
-        extremes = {
-            repr(float(end)): int(np.count_nonzero(held == end)) for end in (held.min(), held.max())
-        } if held.size else {}
+        extremes = (
+            {repr(float(end)): int(np.count_nonzero(held == end)) for end in (held.min(), held.max())}
+            if held.size
+            else {}
+        )
         low, high = (end if math.isfinite(end) else None for end in (moments.minimum, moments.maximum))
         bands.append(
             {
@@ -262,66 +212,6 @@ def figures_of(cells: Cells, piece: Piece, mosaic: Mosaic) -> dict[str, Any]:
             }
         )
     return {name: getattr(cells, name) for name in ("hidden", "inexact", "overlap", "differing")} | {"bands": bands}
-
-
-def class_counts(merged: dict[str, Any]) -> dict[int, int]:
-    """Cells per class of a raster with a colour table."""
-    return {int(value): count for value, count in merged["bands"][0]["classes"].items()} if merged["bands"] else {}
-
-
-def describe(
-    mosaic: Mosaic,
-    merged: dict[str, Any],
-    options: Options,
-    src_url: str,
-    sources: Sequence[Source],
-    warnings: list[str],
-) -> dict[str, Any]:
-    """The `geobatch` attribute of the survey, still without identity."""
-    tile = mosaic.tiles[0]
-    bands = [
-        {
-            "name": tile.names[i] or f"band {tile.bands[i]}",
-            "nodata": _json_number(tile.nodata[i]),
-            "scale": tile.scales[i],
-            "offset": tile.offsets[i],
-            "units": tile.units[i],
-            **figures,
-        }
-        for i, figures in enumerate(band_statistics(merged))
-    ]
-    warned = list(warnings)
-    if options.crs and any(tile.tags.get("crs_of_file") for tile in mosaic.tiles):
-        warned.append(f"the files name another CRS than {options.crs}, which was given and counts")
-    info = {
-        "schema": SCHEMA,
-        "kind": "raster",
-        "variable": variable_of(options),
-        "quantity": options.quantity,
-        "crs": crs_name(mosaic.crs),
-        "transform": list(mosaic.transform),
-        "shape": [mosaic.bands, mosaic.height, mosaic.width],
-        "units_of_axes": axis_units(mosaic.crs),
-        "bands": bands,
-        "statistics": {name: bands[0][name] for name in ("count", "mean", "std", "rms", "min", "max")},
-        "classes": class_counts(merged),
-        "masked": any(tile.masked for tile in mosaic.tiles),
-        "hidden": merged["hidden"],
-        "source": {
-            "url": src_url,
-            "size_bytes": sum(source.size_bytes for source in sources),
-            "tiles": len(mosaic.tiles),
-            "versions": [[source.url, source.version] for source in sources[:TOLD_SOURCES]],
-            "dtype": tile.dtype if mosaic.exact else mosaic.dtype,
-            "exact": mosaic.exact,
-            "palette": [list(colour) for colour in tile.palette],
-            "tags": tags_of(mosaic),
-        },
-        "warnings": warned,
-        "numerical_version": NUMERICAL_VERSION,
-        "state": COMPLETE,
-    }
-    return {**info, "attribution": options.attribution} if options.attribution else info
 
 
 def _told(tile: Tile, options: Options) -> Tile:
@@ -395,11 +285,6 @@ def _classes(held: npt.NDArray[Any]) -> dict[str, int]:
     return {str(int(number)): int(count) for number, count in zip(numbers, counts, strict=True)}
 
 
-def _json_number(value: float | None) -> float | str | None:
-    """JSON has no NaN."""
-    return value if value is None or math.isfinite(value) else repr(value)
-
-
 def _refuse_changed(sources: Sequence[Source]) -> None:
     """Headers and windows are read at different times: every file must have been the same one."""
 
@@ -431,3 +316,4 @@ def _refuse_unreadable(src_url: str, bad: Sequence[Fault], merged: dict[str, Any
         )
 
 
+__all__ = ["Options", "ingest_source", "inspect_source"]

@@ -154,7 +154,9 @@ def _warped(
     for tile in tiles:
         if not tile.crs:
             raise GeometryError(
-                "raster names no CRS to be resampled from", where=tile.source.url, remedy="Give it with --set crs=EPSG:…."
+                "raster names no CRS to be resampled from",
+                where=tile.source.url,
+                remedy="Give it with --set crs=EPSG:….",
             )
         if len(set(map(repr, tile.nodata))) > 1:
             raise GeometryError(
@@ -224,7 +226,11 @@ def _common_dtype(tiles: Sequence[Tile], where: str) -> str:
     """The type that holds every value of every tile exactly."""
     kinds = sorted({stored_dtype(tile) for tile in tiles})
     common = np.result_type(*kinds)
-    lossy = [kind for kind in kinds if common.kind == "f" and np.dtype(kind).kind in "iu" and _digits(kind) > _digits(common.name)]
+    lossy = [
+        kind
+        for kind in kinds
+        if common.kind == "f" and np.dtype(kind).kind in "iu" and _digits(kind) > _digits(common.name)
+    ]
     if lossy:
         raise FormatError(
             "no type holds the values of all tiles",
@@ -259,9 +265,7 @@ def _refuse_mixed(tiles: Sequence[Tile], where: str) -> None:
             raise GeometryError("cells of the raster have no area", where=tile.source.url, measured=tile.transform)
 
 
-def _refuse_difference(
-    tiles: Sequence[Tile], of: Callable[[Tile], Any], what: str, option: str, where: str
-) -> None:
+def _refuse_difference(tiles: Sequence[Tile], of: Callable[[Tile], Any], what: str, option: str, where: str) -> None:
     first = of(tiles[0])
     for tile in tiles:
         if of(tile) != first:
@@ -270,7 +274,9 @@ def _refuse_difference(
                 where=tile.source.url,
                 measured=str(of(tile))[:100],
                 limit=f"{str(first)[:100]} as in {tiles[0].source.url}",
-                remedy=f"Warp them onto one grid with --set {option}." if option else "Ingest them as surveys of their own.",
+                remedy=f"Warp them onto one grid with --set {option}."
+                if option
+                else "Ingest them as surveys of their own.",
             )
 
 

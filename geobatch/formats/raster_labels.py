@@ -1,4 +1,4 @@
-"""Label rasters on the grid of a survey: another grid, another CRS, warped by rasterio block by block as it is asked for."""
+"""Label rasters on the grid of a survey: from other grids and CRSs, warped by rasterio block by block."""
 
 from __future__ import annotations
 
@@ -45,29 +45,29 @@ def align_labels(
     Coordinates are transformed exactly, so that no class depends on how the array is cut.
 
     Args:
-        labels: A raster survey of whole numbers 0 to 254, its URL, or the URL of raster files, which stay where they are.
+        labels: A raster survey of whole numbers 0 to 254, its URL, or the URL of raster files, which are not copied.
         survey: An opened raster survey.
         resampling: `nearest`, or `mode` for the class that covers most of a cell.
 
     Raises:
-        MismatchError: one of them names no CRS, the labels have several bands or are no whole numbers, or lie elsewhere.
+        MismatchError: one of them names no CRS, or the labels have several bands, are no integers, or lie elsewhere.
         DataError: on computing: a label is above 254.
     """
     import dask.array as da
 
     target = _grid(survey_info(survey), "survey")
     _require_crs(target, "survey")
-    labels = _open(labels) if isinstance(labels, str) else labels
-    if isinstance(labels, Mosaic):
-        read: Any = functools.partial(_from_files, mosaic=_onto(labels, target, resampling))
-        source = Grid(labels.crs, labels.transform, labels.height, labels.width)
+    opened = _open(labels) if isinstance(labels, str) else labels
+    if isinstance(opened, Mosaic):
+        read: Any = functools.partial(_from_files, mosaic=_onto(opened, target, resampling))
+        source = Grid(opened.crs, opened.transform, opened.height, opened.width)
         flags: dict[str, Any] = {}
     else:
-        info = survey_info(labels)
+        info = survey_info(opened)
         source = _grid(info, "labels")
-        read = functools.partial(_from_survey, labels=labels, source=source, target=target, resampling=resampling)
+        read = functools.partial(_from_survey, labels=opened, source=source, target=target, resampling=resampling)
         name = info.get("variable", "class_map")
-        flags = {key: value for key, value in labels[name].attrs.items() if key.startswith("flag_")}
+        flags = {key: value for key, value in opened[name].attrs.items() if key.startswith("flag_")}
     _require_crs(source, "labels")
     _refuse_elsewhere(source, target)
     sides = [
@@ -101,9 +101,7 @@ def _open(url: str) -> Mosaic | xr.Dataset:
 
 def _grid(info: dict[str, Any], what: str) -> Grid:
     if "transform" not in info:
-        raise MismatchError(
-            f"{what} has no raster grid", measured=f"kind {info.get('kind')}", limit="kind raster"
-        )
+        raise MismatchError(f"{what} has no raster grid", measured=f"kind {info.get('kind')}", limit="kind raster")
     return Grid(info.get("crs") or "", tuple(info["transform"]), *info["shape"][1:])
 
 
@@ -191,9 +189,7 @@ def _as_classes(values: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> Class
     return np.where(valid, values, INVALID_CLASS).astype(np.uint8)
 
 
-def _window_under(
-    source: Grid, target: Grid, rows: slice, columns: slice
-) -> tuple[slice, slice] | None:
+def _window_under(source: Grid, target: Grid, rows: slice, columns: slice) -> tuple[slice, slice] | None:
     """The window of the source grid that a block of the target needs, None where it lies outside."""
     need("rasterio", "landform")
     from rasterio.warp import transform_bounds
@@ -203,7 +199,10 @@ def _window_under(
     left, bottom, right, top = transform_bounds(target.crs, source.crs, xs[0], ys[0], xs[1], ys[1], densify_pts=41)
     a, _, c, _, e, f = source.transform
     found = []
-    for ends, length in ((((bottom - f) / e, (top - f) / e), source.height), (((left - c) / a, (right - c) / a), source.width)):
+    for ends, length in (
+        (((bottom - f) / e, (top - f) / e), source.height),
+        (((left - c) / a, (right - c) / a), source.width),
+    ):
         if not all(map(math.isfinite, ends)):
             return None
         # A coarse target needs as many cells more as one of its own spans.

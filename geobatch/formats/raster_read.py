@@ -36,7 +36,7 @@ class Cells:
         values: `(band, y, x)` in the mosaic's type; NaN (floats) or `invalid_number` (integers) where invalid.
         valid: `(band, y, x)` bool.
         faults: Blocks that did not read.
-        hidden: Invalid cells whose number in the file is not its nodata value. Integers keep that number, floats lose it.
+        hidden: Invalid cells whose number in the file is not its nodata value. Integers keep it, floats lose it.
         inexact: Cells whose number does not come back from the value that it stands for.
         overlap: Cells that several tiles cover with valid values, over all bands.
         differing: Those of them where the tiles differ.
@@ -52,7 +52,7 @@ class Cells:
 
 
 def invalid_number(dtype: str, nodata: float | None) -> float:
-    """What stands in a cell without a value: NaN in floats, in integers nodata where the type holds it, else an extreme.
+    """What stands in a cell without a value: NaN in floats; in integers nodata where the type holds it, or an extreme.
 
     Integers come with a mask beside them, so that the extreme is no loss.
     """
@@ -65,9 +65,7 @@ def invalid_number(dtype: str, nodata: float | None) -> float:
     return limits.min if kind.kind == "i" else limits.max
 
 
-def read_cells(
-    mosaic: Mosaic, rows: slice, columns: slice, overlap: Overlap, bands: slice = slice(None)
-) -> Cells:
+def read_cells(mosaic: Mosaic, rows: slice, columns: slice, overlap: Overlap, bands: slice = slice(None)) -> Cells:
     """The cells of a window of the grid, tile after tile; `bands` are positions among those of the mosaic.
 
     Raises:
@@ -186,9 +184,7 @@ def _read_whole(
     return raw, mask, _faults(bad, "does not decode", tile, window)
 
 
-def _faults(
-    parts: Sequence[tuple[slice, slice]], fault: str, tile: Tile, window: tuple[slice, slice]
-) -> list[Fault]:
+def _faults(parts: Sequence[tuple[slice, slice]], fault: str, tile: Tile, window: tuple[slice, slice]) -> list[Fault]:
     """A fault for each part, the first ones by name."""
     named = [Fault("block", f"{tile.source.url} {_place(part)}", fault, "left invalid") for part in parts]
     if len(named) > TOLD_BLOCKS:

@@ -16,11 +16,12 @@ from geobatch.errors import MismatchError
 from geobatch.formats.libraries import need
 from geobatch.formats.raster_grid import Mosaic, parse_crs
 from geobatch.formats.raster_read import common_nodata, invalid_number
-from geobatch.formats.raster_source import Tile
+from geobatch.formats.raster_source import Source, Tile
+from geobatch.formats.raster_spec import Options, Size2
 from geobatch.formats.segy_survey import figures
 from geobatch.preprocess.statistics import PartialMoments, merge_moments
 from geobatch.shards import ArraySpec
-from geobatch.survey import survey_info
+from geobatch.survey import COMPLETE, SCHEMA, survey_info
 
 # Version of everything in the raster reader that decides a cell: decoding, validity, precedence, warping.
 NUMERICAL_VERSION = 1
@@ -32,8 +33,7 @@ SENTINELS = (-9999.0, -99999.0, -32768.0, -32767.0, 32767.0, 65535.0, -214748364
 FLOAT_EXTREME = 3.4e38
 SUSPECT_SHARE = 1e-4
 TAGS_BYTES = 8192
-
-Size2 = tuple[int, int]
+TOLD_SOURCES = 100
 
 
 def raster_specs(
@@ -160,7 +160,9 @@ def class_flags_of(mosaic: Mosaic, merged: Mapping[str, Any]) -> dict[str, Any]:
 def describe_values(mosaic: Mosaic, variable: str, units: str | None) -> dict[str, Any]:
     """Attributes of the values: names, units and nodata as far as they hold for every band."""
     tile = mosaic.tiles[0]
-    told: dict[str, Any] = {"long_name": "elevation" if variable == "elevation" else " ".join(filter(None, tile.names[:1]))}
+    told: dict[str, Any] = {
+        "long_name": "elevation" if variable == "elevation" else " ".join(filter(None, tile.names[:1]))
+    }
     told["long_name"] = told["long_name"] or "raster values"
     own = set(tile.units)
     told["units"] = units or (own.pop() if len(own) == 1 else "") or ""
@@ -184,7 +186,9 @@ def warnings_of(mosaic: Mosaic, merged: Mapping[str, Any], faults: int) -> list[
             found.append(f"band {number}: {band['invalid'] / cells:.1%} of the cells are invalid")
         found += [f"band {number}: {sentence}" for sentence in _sentinels(mosaic, number - 1, band, cells)]
     if merged["differing"]:
-        found.append(f"tiles overlap with different values in {merged['differing']} of {merged['overlap']} shared cells")
+        found.append(
+            f"tiles overlap with different values in {merged['differing']} of {merged['overlap']} shared cells"
+        )
     if not mosaic.crs:
         found.append("no CRS: nothing tells where on Earth it lies; --set crs=EPSG:… names it")
     found += _useless_nodata(mosaic)
@@ -195,6 +199,66 @@ def warnings_of(mosaic: Mosaic, merged: Mapping[str, Any], faults: int) -> list[
     if merged["inexact"]:
         found.append(f"{merged['inexact']} numbers do not come back from value = factor * number + summand")
     return found
+
+
+def class_counts(merged: dict[str, Any]) -> dict[int, int]:
+    """Cells per class of a raster with a colour table."""
+    return {int(value): count for value, count in merged["bands"][0]["classes"].items()} if merged["bands"] else {}
+
+
+def describe(
+    mosaic: Mosaic,
+    merged: dict[str, Any],
+    options: Options,
+    src_url: str,
+    sources: Sequence[Source],
+    warnings: list[str],
+) -> dict[str, Any]:
+    """The `geobatch` attribute of the survey, still without identity."""
+    tile = mosaic.tiles[0]
+    bands = [
+        {
+            "name": tile.names[i] or f"band {tile.bands[i]}",
+            "nodata": _json_number(tile.nodata[i]),
+            "scale": tile.scales[i],
+            "offset": tile.offsets[i],
+            "units": tile.units[i],
+            **figures,
+        }
+        for i, figures in enumerate(band_statistics(merged))
+    ]
+    warned = list(warnings)
+    if options.crs and any(tile.tags.get("crs_of_file") for tile in mosaic.tiles):
+        warned.append(f"the files name another CRS than {options.crs}, which was given and counts")
+    info = {
+        "schema": SCHEMA,
+        "kind": "raster",
+        "variable": options.variable,
+        "quantity": options.quantity,
+        "crs": crs_name(mosaic.crs),
+        "transform": list(mosaic.transform),
+        "shape": [mosaic.bands, mosaic.height, mosaic.width],
+        "units_of_axes": axis_units(mosaic.crs),
+        "bands": bands,
+        "statistics": {name: bands[0][name] for name in ("count", "mean", "std", "rms", "min", "max")},
+        "classes": class_counts(merged),
+        "masked": any(tile.masked for tile in mosaic.tiles),
+        "hidden": merged["hidden"],
+        "source": {
+            "url": src_url,
+            "size_bytes": sum(source.size_bytes for source in sources),
+            "tiles": len(mosaic.tiles),
+            "versions": [[source.url, source.version] for source in sources[:TOLD_SOURCES]],
+            "dtype": tile.dtype if mosaic.exact else mosaic.dtype,
+            "exact": mosaic.exact,
+            "palette": [list(colour) for colour in tile.palette],
+            "tags": tags_of(mosaic),
+        },
+        "warnings": warned,
+        "numerical_version": NUMERICAL_VERSION,
+        "state": COMPLETE,
+    }
+    return {**info, "attribution": options.attribution} if options.attribution else info
 
 
 def valid_raster(dataset: xr.Dataset, where: str = "") -> xr.DataArray:
@@ -211,13 +275,14 @@ def valid_raster(dataset: xr.Dataset, where: str = "") -> xr.DataArray:
         raise MismatchError(
             "survey holds no raster", where=where, measured=f"kind {info.get('kind')}", limit="kind raster"
         )
-    values = dataset[name]
+    values: xr.DataArray = dataset[name]
     if values.dtype.kind == "f":
         return values
     floats = values.astype("float32" if values.dtype.itemsize <= 2 else "float64")
     floats = floats.where(dataset["valid"]) if "valid" in dataset else floats
     floats.attrs = {key: value for key, value in values.attrs.items() if key != "nodata"}
-    return floats.rename(name)
+    named: xr.DataArray = floats.rename(name)
+    return named
 
 
 def tags_of(mosaic: Mosaic) -> dict[str, str]:
@@ -245,6 +310,11 @@ def _axis_names(wkt: str) -> dict[str, dict[str, Any]]:
         }
         for axis in "yx"
     }
+
+
+def _json_number(value: float | None) -> float | str | None:
+    """JSON has no NaN."""
+    return value if value is None or math.isfinite(value) else repr(value)
 
 
 def _numbers(moments: Sequence[Any]) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Which raster files make a survey: one file, a folder of tiles, or a STAC-like JSON list of them; and their headers."""
+"""Which raster files make a survey: one file, a folder of tiles, or a STAC-like list of them; and their headers."""
 
 from __future__ import annotations
 
@@ -52,9 +52,7 @@ def find_sources(url: str, asset: str | None) -> list[Source]:
         return list(lookers.map(find_source, urls))
 
 
-def scan_tiles(
-    sources: list[Source], fanout: FanOut, work: Ingestion | None
-) -> tuple[list[Tile], list[Fault]]:
+def scan_tiles(sources: list[Source], fanout: FanOut, work: Ingestion | None) -> tuple[list[Tile], list[Fault]]:
     """The header of every file that has one, and a fault for each that has none.
 
     Raises:
@@ -95,7 +93,9 @@ def tile_dump(tile: Tile) -> dict[str, Any]:
 
 def tile_load(document: dict[str, Any]) -> Tile:
     """The header that `tile_dump` wrote."""
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in document.items()}
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in document.items()
+    }
     values["source"] = Source(**document["source"])
     values["nodata"] = tuple(None if value is None else float(value) for value in document["nodata"])
     values["palette"] = tuple(tuple(colour) for colour in document["palette"])
@@ -104,7 +104,9 @@ def tile_load(document: dict[str, Any]) -> Tile:
 
 def _dump(found: Tile | Fault) -> bytes:
     tile = isinstance(found, Tile)
-    return json.dumps({"tile": tile_dump(found)} if isinstance(found, Tile) else {"fault": vars(found), "tile": tile}).encode()
+    return json.dumps(
+        {"tile": tile_dump(found)} if isinstance(found, Tile) else {"fault": vars(found), "tile": tile}
+    ).encode()
 
 
 def _load(body: bytes) -> Tile | Fault:

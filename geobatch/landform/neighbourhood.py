@@ -12,9 +12,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 
-def map_neighbourhood(
-    function: Callable[[Array, Array], Array], data: Any, rows: Array, reach: int
-) -> Any:
+def map_neighbourhood(function: Callable[[Array, Array], Array], data: Any, rows: Array, reach: int) -> Any:
     """The Dask array of `function` applied to every chunk with its neighbours, in the chunks of `data`.
 
     Each output chunk is computed from its own cells and those up to `reach` rows and columns around it, clipped to the

@@ -1,4 +1,4 @@
-"""Metres between the cells of a raster, row by row: on a map they are one number, in degrees they depend on latitude."""
+"""Metres between the cells of a raster, row by row: one number on a map, a function of latitude in degrees."""
 
 from __future__ import annotations
 
@@ -45,9 +45,7 @@ def spacing_of(x: xr.DataArray, cell_m: tuple[float, float] | None = None) -> Sp
     rows = x.sizes["y"]
     step_x, step_y = _step(x, "x", 1.0), _step(x, "y", -1.0)
     if cell_m is not None:
-        return Spacing(
-            np.full(rows, np.copysign(cell_m[0], step_x)), np.full(rows, np.copysign(cell_m[1], step_y))
-        )
+        return Spacing(np.full(rows, np.copysign(cell_m[0], step_x)), np.full(rows, np.copysign(cell_m[1], step_y)))
     crs = _crs(x)
     if not crs.is_geographic:
         metres = float(crs.axis_info[0].unit_conversion_factor)

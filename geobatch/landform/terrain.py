@@ -1,8 +1,8 @@
 """Terrain derivatives: voids, slope, aspect, curvatures and hillshade of elevation.
 
-Every step takes and returns a Dask-backed DataArray `(y, x)` or `(band, y, x)` and leaves coordinates and chunks as they
-are; bands are treated one by one. NaN marks an invalid cell. A derivative is NaN where any of the nine cells it is made of
-is invalid or lies outside the survey, so that a frame of one cell is always NaN. Cells are numbered as Horn numbers them:
+Every step takes and returns a Dask-backed DataArray `(y, x)` or `(band, y, x)` and leaves coordinates and chunks as
+they are; bands are treated one by one. NaN marks an invalid cell. A derivative is NaN where any of its nine cells is
+invalid or lies outside the survey, so that a frame of one cell is always NaN. Cells have Horn's letters:
 
     a b c      north, when rows run from north to south; signs follow the coordinates, so that
     d e f      surveys with rows from south to north give the same
@@ -111,7 +111,7 @@ class Slope(_Derivative):
 
 
 class Aspect(_Derivative):
-    """Direction of steepest descent in degrees clockwise from north, 0 to 360; NaN where it is flat. Methods as `Slope`."""
+    """Direction of steepest descent in degrees clockwise from north, 0 to 360, NaN if flat; methods of `Slope`."""
 
     step: Literal["aspect"] = "aspect"
     method: Method = "horn"
@@ -208,7 +208,8 @@ def _gradient(z: Array, rows: Array, method: Method) -> tuple[Array, Array]:
 
 
 def _slope(z: Array, rows: Array, method: Method) -> Array:
-    return np.degrees(np.arctan(np.hypot(*_gradient(z, rows, method))))
+    slope: Array = np.degrees(np.arctan(np.hypot(*_gradient(z, rows, method))))
+    return slope
 
 
 def _aspect(z: Array, rows: Array, method: Method) -> Array:
@@ -219,7 +220,7 @@ def _aspect(z: Array, rows: Array, method: Method) -> Array:
 
 def _shade(z: Array, rows: Array, azimuth: float, altitude: float) -> Array:
     east, north = horn_gradient(z, rows)
-    lit = np.sin(altitude) - np.cos(altitude) * (east * np.sin(azimuth) + north * np.cos(azimuth))
+    lit: Array = np.sin(altitude) - np.cos(altitude) * (east * np.sin(azimuth) + north * np.cos(azimuth))
     return np.maximum(lit / np.sqrt(1 + east**2 + north**2), 0.0)
 
 
