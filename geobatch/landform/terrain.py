@@ -220,8 +220,9 @@ def _aspect(z: Array, rows: Array, method: Method) -> Array:
 
 def _shade(z: Array, rows: Array, azimuth: float, altitude: float) -> Array:
     east, north = horn_gradient(z, rows)
-    lit: Array = np.sin(altitude) - np.cos(altitude) * (east * np.sin(azimuth) + north * np.cos(azimuth))
-    return np.maximum(lit / np.sqrt(1 + east**2 + north**2), 0.0)
+    lit = np.sin(altitude) - np.cos(altitude) * (east * np.sin(azimuth) + north * np.cos(azimuth))
+    shade: Array = np.maximum(lit / np.sqrt(1 + east**2 + north**2), 0.0)
+    return shade
 
 
 def _profile_curvature(z: Array, rows: Array, geometric: bool) -> Array:
