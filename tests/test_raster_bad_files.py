@@ -100,6 +100,10 @@ def claims(width: int, height: int, **options: Any) -> Callable[[Path], Path]:
     return write
 
 
+def many_bands(folder: Path) -> Path:
+    return patched_tag(write_tiff(folder / "a.tif", field((2, 64, 64), "uint8"), **tiled()), 277, 65535)
+
+
 def corrupt_block(folder: Path) -> Path:
     """One of 16 blocks is noise."""
     import rasterio
@@ -197,6 +201,7 @@ BAD: dict[str, Bad] = {
     "header claims 10^9 cells a side in strips": Bad(claims(10**9, 10**9), FormatError, ""),
     "header claims 10^9 cells a side in tiles": Bad(claims(10**9, 10**9, **tiled()), FormatError, ""),
     "header claims a strip of 10^9 cells": Bad(claims(10**9, 64, compress="deflate"), DataError, ""),
+    "header claims 65535 bands": Bad(many_bands, FormatError, ""),
     "header claims ten times its rows": Bad(claims(64, 640, **tiled()), None, "is not in the file", valid=0.1),
     "complex numbers": Bad(tiff(field((64, 64)).astype(np.complex64)), FormatError, "complex"),
     "one corrupt internal tile": Bad(corrupt_block, None, "does not decode", valid=15 / 16),

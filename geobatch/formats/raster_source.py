@@ -25,6 +25,8 @@ GDAL_CACHE_BYTES = 32 * 2**20
 BLOCK_BYTES = 256 * 2**20
 # An offset and a byte count, the least that a TIFF holds for each of its blocks.
 TABLE_ENTRY_BYTES = 6
+# Constant blocks under zstd come near to it. Only files of blocks that were never written exceed it.
+MOST_PACKED = 20_000
 MASK_SUFFIX = ".msk"
 DRIVERS = {
     b"II*\0": "GTiff",
@@ -276,7 +278,12 @@ def _described(dataset: Any, source: Source) -> Tile:
             measured=f"{len(dataset.gcps[0])} control points",
             remedy="Warp it first: gdalwarp -tps -t_srs … in.tif out.tif.",
         )
-    flags = {flag for number in picked for flag in dataset.mask_flag_enums[number]}
+    # Each is made anew for all bands whenever it is asked for.
+    per_band = {
+        name: getattr(dataset, name)
+        for name in ("descriptions", "units", "nodatavals", "scales", "offsets", "mask_flag_enums")
+    }
+    of = {name: [values[number] for number in picked] for name, values in per_band.items()}
     return Tile(
         source=source,
         width=dataset.width,
@@ -285,12 +292,12 @@ def _described(dataset: Any, source: Source) -> Tile:
         crs=dataset.crs.to_wkt() if dataset.crs else "",
         transform=tuple(dataset.transform)[:6],
         bands=bands,
-        names=tuple(dataset.descriptions[number] or "" for number in picked),
-        units=tuple(dataset.units[number] or "" for number in picked),
-        nodata=tuple(dataset.nodatavals[number] for number in picked),
-        scales=tuple(dataset.scales[number] for number in picked),
-        offsets=tuple(dataset.offsets[number] for number in picked),
-        masked=MaskFlags.per_dataset in flags,
+        names=tuple(name or "" for name in of["descriptions"]),
+        units=tuple(unit or "" for unit in of["units"]),
+        nodata=tuple(of["nodatavals"]),
+        scales=tuple(of["scales"]),
+        offsets=tuple(of["offsets"]),
+        masked=any(MaskFlags.per_dataset in flags for flags in of["mask_flag_enums"]),
         palette=_palette(dataset, bands),
         block=dataset.block_shapes[picked[0]],
         tags={str(key): str(value) for key, value in dataset.tags().items()},
@@ -320,6 +327,15 @@ def _refuse_impossible(dataset: Any, source: Source) -> None:
             measured=f"{dataset.width} x {dataset.height} cells in {blocks} blocks",
             limit=f"{source.size_bytes // TABLE_ENTRY_BYTES} blocks in a file of {source.size_bytes} bytes",
             remedy="Copy it again from where it came.",
+        )
+    whole_bytes = dataset.height * dataset.width * dataset.count * _item_bytes(dataset.dtypes[0])
+    if whole_bytes > max(MOST_PACKED * source.size_bytes, BLOCK_BYTES):
+        raise FormatError(
+            "header claims more than the file can hold",
+            where=source.url,
+            measured=f"{dataset.count} bands of {dataset.width} x {dataset.height} cells, {whole_bytes / 2**30:.1f} GiB",
+            limit=f"{MOST_PACKED} times the {source.size_bytes} bytes of the file",
+            remedy="Copy it again from where it came; leave out files without a single written block.",
         )
     block_bytes = rows * columns * _item_bytes(dataset.dtypes[0]) * (dataset.count if planes == 1 else 1)
     if block_bytes > BLOCK_BYTES:
