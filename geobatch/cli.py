@@ -153,16 +153,10 @@ def export(
     overwrite: Annotated[bool, typer.Option(help="Replace a file that is there already.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a survey as SEG-Y with the headers of its source, a catalogue as Parquet, CSV or QuakeML."""
-    from geobatch.formats.segy_export import export_segy
-    from geobatch.survey import open_survey, survey_info
+    """Write a survey as a file: SEG-Y or MDIO, a raster as COG, a catalogue as Parquet, CSV or QuakeML."""
+    from geobatch.formats.export import export_survey
 
-    if survey_info(open_survey(src), src).get("kind") == "catalogue":
-        from geobatch.formats.catalogue_export import export_catalogue
-
-        _print_result(export_catalogue(src, dst, overwrite=overwrite), as_json)
-        return
-    _print_result(export_segy(src, dst, variable=variable, overwrite=overwrite), as_json)
+    _print_result(export_survey(src, dst, variable=variable, overwrite=overwrite), as_json)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from geobatch.fanout import open_fanout
 from geobatch.formats import FORMATS
 from geobatch.formats.catalogue_inspect import catalogue_rows, inspect_catalogue
 from geobatch.formats.logs_inspect import inspect_wells, well_rows
+from geobatch.formats.raster_inspect import raster_classes, raster_quality, raster_rows
 from geobatch.formats.segy import SegyFile, SegyLayout, open_segy
 from geobatch.formats.segy_geometry import make_grid
 from geobatch.formats.segy_ingest import SMALL_FILE_BYTES, scan
@@ -45,7 +46,7 @@ def inspect_survey(url: str, *, layout: SegyLayout | None = None) -> dict[str, A
     url = absolute_url(url)
     if PurePosixPath(url).suffix.lower() in FORMATS["segy"].suffixes:
         return _inspect_segy(open_segy(url), layout or SegyLayout())
-    for name in ("las", "catalogue"):
+    for name in ("las", "catalogue", "raster"):
         if PurePosixPath(url).suffix.lower() in FORMATS[name].suffixes:
             return FORMATS[name].inspect(url, FORMATS[name].options())
     dataset = open_survey(url)
@@ -73,6 +74,9 @@ def inspect_survey(url: str, *, layout: SegyLayout | None = None) -> dict[str, A
         if described["distribution"].get("count") != 0:
             values = percentiles(mask_dead(as_dask(volume)), LEVELS)
             described["distribution"]["percentiles"] = dict(zip(map(str, LEVELS), values, strict=True))
+    if info["kind"] == "raster":
+        described |= raster_quality(info)
+        described |= {"classes": classes} if (classes := raster_classes(dataset, info)) else {}
     if "class_map" in dataset:
         described["classes"] = _classes(dataset["class_map"])
     return {"suspicious": _suspicious(described, info), **described}
@@ -218,12 +222,15 @@ def _rows(info: dict[str, Any]) -> list[tuple[str, str]]:
         return well_rows(info)
     if info["kind"] == "catalogue":
         return catalogue_rows(info)
-    rows = [("kind", f"{info['kind']} {info.get('quantity') or ''} in {info.get('domain')}".replace("  ", " "))]
+    domain = f" in {info['domain']}" if "domain" in info and info["kind"] != "raster" else ""
+    rows = [("kind", f"{info['kind']} {info.get('quantity') or ''}{domain}".replace("  ", " ").rstrip())]
     for name, axis in info["axes"].items():
         rows.append((name, _axis_text(axis)))
     if grid := info.get("bin_grid"):
         rows.append(("bin grid", _bin_text(grid)))
     rows.append(("crs", info.get("crs") or "not given"))
+    if info["kind"] == "raster":
+        rows += raster_rows(info)
     if traces := info.get("traces"):
         rows.append(
             (
@@ -238,7 +245,8 @@ def _rows(info: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("values", f"{text} {info['units']}".rstrip()))
     if levels:
         rows.append(("percentiles", ", ".join(f"{level}: {value:g}" for level, value in levels.items())))
-    rows += [(f"class {name}", f"{count} voxels") for name, count in info.get("classes", {}).items()]
+    unit = "cells" if info["kind"] == "raster" else "voxels"
+    rows += [(f"class {name}", f"{count} {unit}") for name, count in info.get("classes", {}).items()]
     rows += [(f"why {name}", "; ".join(reasons)) for name, reasons in info.get("evidence", {}).items()]
     for name, array in info.get("variables", {}).items():
         shape = " x ".join(map(str, array["shape"]))

@@ -143,7 +143,7 @@ def create_arrays(url: str, specs: Sequence[ArraySpec], values: Mapping[str, npt
     for spec in specs:
         storage.put(f"{spec.name}/zarr.json", json.dumps(array_metadata(spec), indent=2).encode())
         if spec.name in given:
-            data = np.ascontiguousarray(given[spec.name]).astype(spec.dtype, copy=False)
+            data = np.asarray(given[spec.name], spec.dtype, order="C")
             for index in shard_indices(spec):
                 storage.put(shard_key(spec, index), encode_shard(spec, data[shard_region(spec, index)]))
 
@@ -183,6 +183,9 @@ def _create_array(store: zarr.storage.MemoryStore, spec: ArraySpec, shape: tuple
     sharding = ShardingCodec(
         chunk_shape=spec.chunks, codecs=inner, index_codecs=[BytesCodec(), Crc32cCodec()], index_location="end"
     )
+    # Zarr cannot shard an array without axes, such as a grid mapping: its one cell is one object anyway.
+    scalar: dict[str, Any] = {"serializer": inner[0], "compressors": [Crc32cCodec()]}
+    sharded: dict[str, Any] = {"serializer": sharding, "compressors": None}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ZarrUserWarning)
         return zarr.create_array(
@@ -191,13 +194,12 @@ def _create_array(store: zarr.storage.MemoryStore, spec: ArraySpec, shape: tuple
             shape=shape,
             dtype=spec.dtype,
             chunks=spec.shards,
-            serializer=sharding,
-            compressors=None,
             filters=None,
             fill_value=spec.fill_value,
             dimension_names=spec.dims,
             attributes=dict(spec.attributes),
             zarr_format=3,
+            **(sharded if spec.shape else scalar),
         )
 
 

@@ -69,6 +69,9 @@ FORMATS: dict[str, Format] = {
     "catalogue": Format(
         "geobatch.formats.catalogue", (".quakeml", ".qml"), "files", "earthquakes as CSV, aligned text or QuakeML"
     ),
+    "raster": Format(
+        "geobatch.formats.raster", (".tif", ".tiff", ".png"), "shards", "GeoTIFF, COG, PNG; a folder or a list of tiles"
+    ),
 }
 
 

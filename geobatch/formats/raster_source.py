@@ -1,0 +1,386 @@
+"""Raster files opened by rasterio where they lie: GDAL reads through `Storage`, with its retries and credentials.
+
+GDAL knows of a failed read only that it failed. Here what storage raised is kept, so that an outage is never taken for
+a damaged tile (decision 14).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from geobatch.errors import DataError, FormatError, GeobatchError, GeometryError
+from geobatch.formats.libraries import need
+from geobatch.formats.raster_ranges import RangedFile, Ranges
+from geobatch.storage import open_storage, split_url
+
+GDAL_CACHE_BYTES = 32 * 2**20
+# A block is decoded whole: larger ones would make memory depend on how the file was written.
+BLOCK_BYTES = 256 * 2**20
+# An offset and a byte count, the least that a TIFF holds for each of its blocks.
+TABLE_ENTRY_BYTES = 6
+# Constant blocks under zstd come near to it. Only files of blocks that were never written exceed it.
+MOST_PACKED = 20_000
+MASK_SUFFIX = ".msk"
+DRIVERS = {
+    b"II*\0": "GTiff",
+    b"MM\0*": "GTiff",
+    b"II+\0": "GTiff",
+    b"MM\0+": "GTiff",
+    b"\x89PNG": "PNG",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A raster file as it was found.
+
+    Attributes:
+        url: Of the file.
+        size_bytes: Its size.
+        version: Tells that it changed.
+        mask_bytes: Size of the `.msk` file beside it, 0 where there is none.
+    """
+
+    url: str
+    size_bytes: int
+    version: str
+    mask_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The header of a raster file.
+
+    Attributes:
+        source: The file.
+        width: Cells along x.
+        height: Cells along y.
+        dtype: Name of the NumPy type of its bands.
+        crs: WKT, empty where the file names none.
+        transform: Affine `(a, b, c, d, e, f)`: x = a column + b row + c, y = d column + e row + f, of cell corners.
+        bands: Numbers of the bands that hold values, from 1.
+        names: Description per band, empty where none.
+        units: Unit per band, empty where none.
+        nodata: Value per band that marks invalid cells, None where none.
+        scales: Factor per band.
+        offsets: Summand per band, after the factor.
+        masked: An alpha band or a mask tells which cells are valid.
+        palette: Colours `(value, red, green, blue)` of the only band, empty where it has no table.
+        block: Rows and columns of the file's own unit of reading.
+        tags: What else the file says of itself.
+        nodata_given: `nodata` is the user's and replaces the file's own.
+    """
+
+    source: Source
+    width: int
+    height: int
+    dtype: str
+    crs: str
+    transform: tuple[float, ...]
+    bands: tuple[int, ...]
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    nodata: tuple[float | None, ...]
+    scales: tuple[float, ...]
+    offsets: tuple[float, ...]
+    masked: bool
+    palette: tuple[tuple[int, ...], ...]
+    block: tuple[int, int]
+    tags: dict[str, str] = field(default_factory=dict)
+    nodata_given: bool = False
+
+    @property
+    def scaled(self) -> bool:
+        """True when stored numbers are not yet the values they stand for."""
+        return any(scale != 1 for scale in self.scales) or any(offset != 0 for offset in self.offsets)
+
+
+class OpenRaster:
+    """A raster file that is open.
+
+    Attributes:
+        dataset: The rasterio dataset.
+    """
+
+    def __init__(self, dataset: Any, ranges: Ranges, failures: list[GeobatchError]) -> None:
+        self.dataset = dataset
+        self._ranges, self._failures = ranges, failures
+
+    def require_storage(self) -> None:
+        """Raise what storage raised while GDAL was reading: GDAL itself goes on without the bytes, or with a guess."""
+        if self._failures:
+            raise self._failures[0]
+
+    def fetch(self, window: tuple[slice, slice], bands: Sequence[int]) -> list[tuple[slice, slice]]:
+        """Read ahead the blocks of a TIFF that a window needs; returns its parts whose blocks are not in the file.
+
+        Where blocks lie GDAL tells by its metadata domain TIFF. A block that is not there it reads as nodata, or as 0.
+        """
+        spans, missing = [], []
+        for part, span in self._blocks(window, bands):
+            if span is None:
+                missing.append(part)
+            else:
+                spans.append(span)
+        self._ranges.fetch(spans)
+        self.require_storage()
+        return missing
+
+    def missing(self, bands: Sequence[int]) -> int:
+        """How many blocks of the whole TIFF are not in it."""
+        window = slice(0, self.dataset.height), slice(0, self.dataset.width)
+        return sum(span is None for _, span in self._blocks(window, bands))
+
+    def _blocks(
+        self, window: tuple[slice, slice], bands: Sequence[int]
+    ) -> Iterator[tuple[tuple[slice, slice], tuple[int, int] | None]]:
+        """Part of the window and bytes, first and last + 1, of every block under it; None where there are none."""
+        if self.dataset.driver != "GTiff":
+            return
+        block = self.dataset.block_shapes[bands[0] - 1]
+        pixelwise = self.dataset.interleaving is not None and self.dataset.interleaving.name == "pixel"
+        parts = cut_at_blocks(window, block)
+        for (rows, columns), band in itertools.product(parts, bands[:1] if pixelwise else bands):
+            place = f"{columns.start // block[1]}_{rows.start // block[0]}"
+            start, size = (
+                self.dataset.get_tag_item(f"BLOCK_{word}_{place}", "TIFF", bidx=band) for word in ("OFFSET", "SIZE")
+            )
+            yield (rows, columns), (int(start), int(start) + int(size)) if start and size else None
+
+
+def cut_at_blocks(window: tuple[slice, slice], block: tuple[int, int]) -> list[tuple[slice, slice]]:
+    """The window cut at the borders of blocks of that many rows and columns."""
+    rows, columns = (
+        [
+            slice(max(axis.start, i * side), min(axis.stop, (i + 1) * side))
+            for i in range(axis.start // side, -(-axis.stop // side))
+        ]
+        for axis, side in zip(window, block, strict=True)
+    )
+    return list(itertools.product(rows, columns))
+
+
+def find_source(url: str) -> Source:
+    """The file at `url` as it is now.
+
+    Raises:
+        NotFoundError: nothing is there.
+    """
+    root, name = split_url(url)
+    storage = open_storage(root)
+    mask = storage.size(name + MASK_SUFFIX) if storage.exists(name + MASK_SUFFIX) else 0
+    return Source(url, storage.size(name), storage.version(name), mask)
+
+
+@contextlib.contextmanager
+def gdal() -> Iterator[Any]:
+    """rasterio, in an environment of bounded memory that looks at no file but the one it is given."""
+    rasterio = need("rasterio", "landform")
+    with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES, GDAL_PAM_ENABLED=False, GDAL_DISABLE_READDIR_ON_OPEN="FALSE"):
+        yield rasterio
+
+
+@contextlib.contextmanager
+def open_raster(source: Source) -> Iterator[OpenRaster]:
+    """The file, open for reading as GeoTIFF or PNG by its first bytes; no other driver of GDAL is let near it.
+
+    Raises:
+        FormatError: it is no raster file, or a damaged one.
+        TransientError: storage does not answer.
+    """
+    root, name = split_url(source.url)
+    storage = open_storage(root)
+    head = storage.get_range(name, 0, min(4, source.size_bytes))
+    if head not in DRIVERS:
+        raise FormatError(
+            "file is empty" if not source.size_bytes else "file is neither TIFF nor PNG",
+            where=source.url,
+            measured=f"{source.size_bytes} bytes, beginning {head!r}",
+            limit="a TIFF or PNG signature",
+            remedy="Convert it with gdal_translate -of COG, or leave it out.",
+        )
+    failures: list[GeobatchError] = []
+    with gdal() as rasterio:
+        files = {name: Ranges(storage, name, source.size_bytes, failures.append)}
+        if source.mask_bytes:
+            files[name + MASK_SUFFIX] = Ranges(storage, name + MASK_SUFFIX, source.mask_bytes, failures.append)
+        try:
+            # Two openings of one name at a time would share what rasterio registers.
+            path = f"{uuid.uuid4().hex}/{name}"
+            with warnings.catch_warnings():
+                # That a file has no transform is told by whoever makes the grid.
+                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+                dataset = rasterio.open(path, driver=DRIVERS[head], opener=_container(files))
+        except rasterio.errors.RasterioError as error:
+            if failures:
+                raise failures[0] from error
+            raise damaged(source.url, error) from error
+        with dataset:
+            opened = OpenRaster(dataset, files[name], failures)
+            opened.require_storage()
+            _refuse_impossible(dataset, source)
+            yield opened
+
+
+def read_tile(source: Source) -> Tile:
+    """The header of the file.
+
+    Raises:
+        FormatError: it is no raster file, a damaged one, or holds complex numbers.
+        GeometryError: it is placed by control points, not by a transform.
+    """
+    with open_raster(source) as opened:
+        dataset = opened.dataset
+        tile = _described(dataset, source)
+        opened.require_storage()
+    if "complex" in tile.dtype:
+        raise FormatError(
+            "raster of complex numbers",
+            where=source.url,
+            measured=tile.dtype,
+            limit="integers or floats",
+            remedy="Write amplitude and phase as two bands.",
+        )
+    return tile
+
+
+def damaged(where: str, error: Exception) -> FormatError:
+    """What GDAL could not read, as our error; its own words without the invented path."""
+    words = str(error.__cause__ or error).rpartition("/")[2].splitlines()[0][:200]
+    return FormatError(
+        "raster does not read",
+        where=where,
+        measured=words,
+        limit="a whole TIFF or PNG",
+        remedy="Copy it again from where it came; gdalinfo tells more.",
+    )
+
+
+def _described(dataset: Any, source: Source) -> Tile:
+    from rasterio.enums import ColorInterp, MaskFlags
+
+    interpretations = dataset.colorinterp
+    bands = tuple(number for number in dataset.indexes if interpretations[number - 1] != ColorInterp.alpha)
+    if not bands:
+        raise FormatError("raster has no band of values", where=source.url, measured="an alpha band alone")
+    picked = [number - 1 for number in bands]
+    if dataset.gcps[0] and dataset.transform.is_identity:
+        raise GeometryError(
+            "raster is placed by control points, not by a transform",
+            where=source.url,
+            measured=f"{len(dataset.gcps[0])} control points",
+            remedy="Warp it first: gdalwarp -tps -t_srs … in.tif out.tif.",
+        )
+    # Each is made anew for all bands whenever it is asked for.
+    per_band = {
+        name: getattr(dataset, name)
+        for name in ("descriptions", "units", "nodatavals", "scales", "offsets", "mask_flag_enums")
+    }
+    of = {name: [values[number] for number in picked] for name, values in per_band.items()}
+    return Tile(
+        source=source,
+        width=dataset.width,
+        height=dataset.height,
+        dtype=dataset.dtypes[picked[0]],
+        crs=dataset.crs.to_wkt() if dataset.crs else "",
+        transform=tuple(dataset.transform)[:6],
+        bands=bands,
+        names=tuple(name or "" for name in of["descriptions"]),
+        units=tuple(unit or "" for unit in of["units"]),
+        nodata=tuple(of["nodatavals"]),
+        scales=tuple(of["scales"]),
+        offsets=tuple(of["offsets"]),
+        masked=any(MaskFlags.per_dataset in flags for flags in of["mask_flag_enums"]),
+        palette=_palette(dataset, bands),
+        block=dataset.block_shapes[picked[0]],
+        tags={str(key): str(value) for key, value in dataset.tags().items()},
+    )
+
+
+def _palette(dataset: Any, bands: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """The colour table of a raster with one band, without entries that say nothing (black, as writers fill up)."""
+    if len(bands) != 1:
+        return ()
+    try:
+        table = dataset.colormap(bands[0])
+    except ValueError:
+        return ()
+    return tuple((value, *colour[:3]) for value, colour in sorted(table.items()) if any(colour[:3]))
+
+
+def _refuse_impossible(dataset: Any, source: Source) -> None:
+    """Refuse a header that claims more than the file can hold, before anything is sized by it."""
+    rows, columns = dataset.block_shapes[0]
+    planes = 1 if dataset.interleaving and dataset.interleaving.name == "pixel" else dataset.count
+    blocks = math.ceil(dataset.height / rows) * math.ceil(dataset.width / columns) * planes
+    if dataset.driver == "GTiff" and blocks > 1 and blocks * TABLE_ENTRY_BYTES > source.size_bytes:
+        raise FormatError(
+            "header claims more than the file can hold",
+            where=source.url,
+            measured=f"{dataset.width} x {dataset.height} cells in {blocks} blocks",
+            limit=f"{source.size_bytes // TABLE_ENTRY_BYTES} blocks in a file of {source.size_bytes} bytes",
+            remedy="Copy it again from where it came.",
+        )
+    whole_bytes = dataset.height * dataset.width * dataset.count * _item_bytes(dataset.dtypes[0])
+    if whole_bytes > max(MOST_PACKED * source.size_bytes, BLOCK_BYTES):
+        raise FormatError(
+            "header claims more than the file can hold",
+            where=source.url,
+            measured=f"{dataset.count} bands of {dataset.width} x {dataset.height} cells, {whole_bytes / 2**30:.1f} GiB",
+            limit=f"{MOST_PACKED} times the {source.size_bytes} bytes of the file",
+            remedy="Copy it again from where it came; leave out files without a single written block.",
+        )
+    block_bytes = rows * columns * _item_bytes(dataset.dtypes[0]) * (dataset.count if planes == 1 else 1)
+    if block_bytes > BLOCK_BYTES:
+        raise DataError(
+            "one block of the file is too large to decode",
+            where=source.url,
+            measured=f"{rows} x {columns} cells, {block_bytes / 2**20:.0f} MiB",
+            limit=f"{BLOCK_BYTES / 2**20:.0f} MiB",
+            remedy="Write it with small tiles: gdal_translate -co TILED=YES in.tif out.tif.",
+        )
+
+
+def _item_bytes(dtype: str) -> int:
+    import numpy as np
+
+    # rasterio's names of complex integers are none of NumPy's.
+    return 4 if dtype.startswith("complex_") else np.dtype(dtype).itemsize
+
+
+def _container(files: Mapping[str, Ranges]) -> Any:
+    """What rasterio opens files by: the raster, and the mask beside it where there is one; nothing else is there."""
+    from rasterio.abc import FileContainer
+
+    class Siblings(FileContainer):  # type: ignore[misc]
+        def open(self, path: str, mode: str = "rb", **_: Any) -> RangedFile:
+            if not self.isfile(path) or "r" not in mode:
+                raise FileNotFoundError(path)
+            return RangedFile(files[path.rpartition("/")[2]])
+
+        def isfile(self, path: str) -> bool:
+            return path.rpartition("/")[2] in files
+
+        def isdir(self, path: str) -> bool:
+            return "." not in path.rpartition("/")[2]
+
+        def ls(self, path: str) -> list[str]:
+            return list(files)
+
+        def mtime(self, path: str) -> int:
+            return 0
+
+        def rm(self, path: str) -> None:
+            raise PermissionError(path)
+
+        def size(self, path: str) -> int:
+            return files[path.rpartition("/")[2]].size if self.isfile(path) else 0
+
+    return Siblings()

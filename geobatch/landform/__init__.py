@@ -1,0 +1,1 @@
+"""Landforms: terrain derivatives of elevation rasters."""
