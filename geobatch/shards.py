@@ -22,7 +22,7 @@ import zarr.storage
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.errors import ZarrUserWarning
+from zarr.errors import UnstableSpecificationWarning, ZarrUserWarning
 
 from geobatch.blocks import Index as Index
 from geobatch.blocks import Region as Region
@@ -182,6 +182,8 @@ def _create_array(store: zarr.storage.MemoryStore, spec: ArraySpec, shape: tuple
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ZarrUserWarning)
+        # Names of stations are fixed-length text, which Zarr has yet to specify.
+        warnings.simplefilter("ignore", UnstableSpecificationWarning)
         return zarr.create_array(
             store,
             name=spec.name,

@@ -49,6 +49,7 @@ def open_survey(url: str) -> xr.Dataset:
     complete = group["attributes"].get("geobatch", {}).get("kind") not in (None, "scored")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        warnings.filterwarnings("ignore", message="The data type .FixedLengthUTF32")
         store = zarr_store(url, complete=complete)
         dataset: xr.Dataset = xr.open_zarr(store, chunks=None, consolidated=True, zarr_format=3)
     survey_info(dataset, url)

@@ -58,6 +58,9 @@ class Format:
 
 FORMATS: dict[str, Format] = {
     "segy": Format("geobatch.formats.segy_ingest", (".sgy", ".segy"), "traces", "SEG-Y rev 0, 1, 2"),
+    "miniseed": Format(
+        "geobatch.formats.miniseed", (".mseed", ".miniseed", ".ms"), "files", "MiniSEED archives, with StationXML"
+    ),
 }
 
 
