@@ -154,7 +154,7 @@ def test_several_rates_become_several_sets_of_arrays(tmp_path: Path) -> None:
         assert sampling(survey["waveform"]).rate_hz == rate
         np.testing.assert_array_equal(samples_of(survey, f"GB.STA.00.{channel}"), data)
     assert set(open_rates(url).children) == {"100hz", "20hz", "0.1hz"}
-    with pytest.raises(UsageError, match="100, 20, 0.1 Hz"):
+    with pytest.raises(UsageError, match=r"100, 20, 0\.1 Hz"):
         open_waveforms(url, 50.0)
 
 
@@ -259,8 +259,9 @@ def test_result_does_not_depend_on_cut_and_a_second_run_does_nothing(tmp_path: P
     one, two = (open_survey(str(tmp_path / name))["waveform"].values for name in "st")
     np.testing.assert_array_equal(one, two)
     for ours, theirs in zip(first["rates"][0]["channels"], small["rates"][0]["channels"], strict=True):
-        assert ours.pop("longest_gap") == theirs.pop("longest_gap")
-        assert ours == pytest.approx(theirs, rel=1e-9)
+        figures = [{k: v for k, v in side.items() if isinstance(v, float | int)} for side in (ours, theirs)]
+        assert figures[0] == pytest.approx(figures[1], rel=1e-9)
+        assert ours["longest_gap"] == theirs["longest_gap"]
     before = {key: os.stat(tmp_path / "s" / key).st_mtime_ns for key, _ in open_storage(str(tmp_path / "s")).list()}
     assert ingest(tmp_path / "a", tmp_path / "s")["identity"] == first["identity"]
     after = {key: os.stat(tmp_path / "s" / key).st_mtime_ns for key, _ in open_storage(str(tmp_path / "s")).list()}

@@ -198,10 +198,8 @@ def _of_rate(dataset: xr.Dataset, entry: dict[str, Any]) -> xr.Dataset:
     own = [str(name) for name, array in dataset.variables.items() if f"station{suffix}" in array.dims]
     own.append(f"component{suffix}")
     picked = dataset[[name for name in own if name not in dataset.dims]]
-    renamed = (
-        {name: name.removesuffix(suffix) for name in map(str, [*picked.variables, *picked.dims])} if suffix else {}
-    )
-    return picked.rename(renamed)
+    names = {str(name) for name in (*picked.variables, *picked.dims)} if suffix else set()
+    return picked.rename({name: name.removesuffix(suffix) for name in names})
 
 
 def _station_row(waveform: xr.DataArray, station: str) -> int:

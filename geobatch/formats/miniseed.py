@@ -2,10 +2,10 @@
 
 list_source → scan_part (tasks over files) → lay_out → write_piece (tasks over station and shard of time) → finish
 
-An archive is one file, a folder or a prefix of a bucket in any arrangement, the SDS tree and one prefix per day among them:
-what a record is, its own header says. The samples of the rate with most of them are `waveform` and `valid`, those of others
-carry their rate, such as `waveform_20hz`; `geobatch.earthquake.waveforms` opens either by rate. The time axis is the array's
-attributes `start` and `sampling_rate_hz`.
+An archive is one file, a folder or a prefix of a bucket in any arrangement, the SDS tree and one prefix per day among
+them: what a record is, its own header says. The samples of the rate with most of them are `waveform` and `valid`, those
+of others carry their rate, such as `waveform_20hz`; `geobatch.earthquake.open_waveforms` opens either by rate. The time
+axis is the array's attributes `start` and `sampling_rate_hz`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Options(IngestOptions):
     """Options of MiniSEED.
 
     Attributes:
-        stations: StationXML file or folder for coordinates and sensitivities; `.xml` files of the source are read anyway.
+        stations: StationXML file or folder with coordinates and sensitivities, besides the `.xml` files of the source.
         start: UTC time such as `2023-02-06T02:00:00` before which nothing is taken.
         end: UTC time from which on nothing is taken.
         chunk: Most samples per chunk, the unit of reading.
@@ -142,8 +142,8 @@ def inspect_source(src_url: str, options: Options) -> dict[str, Any]:
     """What an archive holds, from the same passes as ingest without writing: suspicious things first.
 
     Returns:
-        `suspicious`, `url`, `kind`, per sampling rate (`rates`) the axis and every channel with its span, gaps, overlaps,
-        completeness, extremes and plateaus, and `faults`, the quality table in numbers with a few examples.
+        `suspicious`, `url`, `kind`; per sampling rate (`rates`) the axis and every channel with its span, gaps,
+        overlaps, completeness, extremes and plateaus; and `faults`, their number and the first of them.
     """
     src_url = absolute_url(src_url)
     source = list_source(src_url)
@@ -278,7 +278,7 @@ def _light(groups: Sequence[Group]) -> tuple[Group, ...]:
 
 
 def _task_bytes(groups: Sequence[Group]) -> int:
-    """Peak memory of one piece: its samples and what encoding copies, the bytes and samples of one read, the decoder."""
+    """Peak memory of one piece: its samples and what encoding copies, one read and its samples, the decoder."""
     cells = max(group.shard * len(group.components) * np.dtype(group.dtype).itemsize for group in groups)
     return 4 * cells + 12 * READ_BYTES + DECODER_BYTES
 

@@ -1,4 +1,4 @@
-"""Where every stretch of an archive goes: arrays by sampling rate, rows of stations, components, samples on a common grid."""
+"""Where every stretch of an archive goes: arrays by sampling rate, rows of stations, samples on a common grid."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PLACED = np.dtype(
         ("end", "i8"),
     ]
 )
-"""One row a stretch of a group: file, row of its station, component, channel, first sample on the group's axis, and where it lies."""
+"""One row a stretch of a group: its file, row of the station, component and channel; first sample on the axis; bytes."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def lay_out(source: Source, parts: Sequence[Part], tables: Sequence[FileTable], 
     weight = np.bincount(count, rows["samples"])
     faults: list[Fault] = []
     warnings = _rate_warnings(rows, names)
-    groups = []
+    groups: list[Group] = []
     for number in np.argsort(-weight, kind="stable"):
         mine = np.flatnonzero(count == number)
         suffix = f"_{_spelled(float(rates[number]))}hz" if groups else ""

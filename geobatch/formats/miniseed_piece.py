@@ -1,7 +1,8 @@
-"""One piece of a survey of waveforms: the samples of one station in one shard of time, read, placed, counted and stored."""
+"""One piece of a survey of waveforms: one station in one shard of time, read, placed, counted and stored."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,7 +94,7 @@ def write_piece(piece: Piece, source: Source, groups: Sequence[Group], url: str)
 
 
 def read_piece(piece: Piece, source: Source, group: Group) -> Canvas:
-    """The samples of a piece, each placed once: of samples for the same time, the first in the order of files and bytes."""
+    """The samples of a piece; of several for the same time the first one in the order of files and bytes."""
     origin = piece.column * group.shard
     shape = (len(group.components), min(group.shard, group.samples - origin))
     fill: Any = NO_DATA if group.dtype == "int32" else np.nan
@@ -144,36 +145,36 @@ def _place_channel(
 ) -> None:
     """Decode the records of one channel's stretches and place them; `data` begins at byte `base` of the file."""
     name = canvas.group.names[int(rows["channel"][0])]
-    of_channel = records.channel == name
-    picked = [
-        np.flatnonzero(of_channel & (records.offset >= row["offset"]) & (records.offset < row["end"])) for row in rows
-    ]
-    for own, row in zip(picked, rows, strict=True):
-        if len(own) != row["records"] or records.samples[own].sum() != row["samples"]:
-            raise DataError("file changed while it was being read", where=where, measured=f"{len(own)} records")
-    wanted = records.take(np.concatenate(picked))
+    component = int(rows["component"][0])
+    wanted = _wanted(records, name, rows, where)
     body = _gather(data, wanted, base)
     try:
         values, bad = decoder().decode(body, wanted.start_ns.tolist(), wanted.samples.tolist(), wanted.length.tolist())
     except FormatError as error:
-        lost = int(rows["samples"].sum())
-        canvas.counts[int(rows["component"][0]), COUNTS.index("undecoded")] += lost
+        canvas.counts[component, COUNTS.index("undecoded")] += int(rows["samples"].sum())
         fault = f"{error.what}; {error.measured}"
         canvas.faults.append(Fault("file", f"{where} {name}", fault, "its samples here left out"))
         return
     edges = np.concatenate(([0], np.cumsum(wanted.samples)))
     begins = np.concatenate(([0], np.cumsum(rows["records"])))
-    for number, row in enumerate(rows):
-        first, end = int(begins[number]), int(begins[number + 1])
-        lost = [record for record in sorted(bad) if first <= record < end]
-        for low, high in _between(first, end, lost):
+    for row, first, end in zip(rows, begins[:-1].tolist(), begins[1:].tolist(), strict=True):
+        for low, high in _between(first, end, sorted(record for record in bad if first <= record < end)):
             at = int(row["at"] + edges[low] - edges[first])
-            _place(canvas, where, name, int(row["component"]), at, values[edges[low] : edges[high]])
-        for record in lost:
-            offset = int(wanted.offset[record])
-            place = f"{where} bytes {offset}-{offset + int(wanted.length[record]) - 1}"
-            canvas.faults.append(Fault("record", place, bad[record], "left out"))
-            canvas.counts[int(row["component"]), COUNTS.index("undecoded")] += int(wanted.samples[record])
+            _place(canvas, where, name, component, at, values[edges[low] : edges[high]])
+    for record, fault in sorted(bad.items()):
+        offset, length = int(wanted.offset[record]), int(wanted.length[record])
+        canvas.faults.append(Fault("record", f"{where} bytes {offset}-{offset + length - 1}", fault, "left out"))
+        canvas.counts[component, COUNTS.index("undecoded")] += int(wanted.samples[record])
+
+
+def _wanted(records: Records, name: str, rows: npt.NDArray[Any], where: str) -> Records:
+    """The records of one channel's stretches, in their order."""
+    own = np.flatnonzero(records.channel == name)
+    first, end = (np.searchsorted(records.offset[own], rows[edge]) for edge in ("offset", "end"))
+    wanted = records.take(np.concatenate([own[i:j] for i, j in zip(first, end, strict=True)]))
+    if (end - first != rows["records"]).any() or wanted.samples.sum() != rows["samples"].sum():
+        raise DataError("file changed while it was being read", where=where, measured=f"{len(wanted)} records")
+    return wanted
 
 
 def _gather(data: bytes, records: Records, base: int) -> bytes:
@@ -188,7 +189,7 @@ def _gather(data: bytes, records: Records, base: int) -> bytes:
 def _between(first: int, end: int, lost: list[int]) -> list[tuple[int, int]]:
     """The runs of records from `first` to before `end` without the lost ones."""
     edges = [first - 1, *lost, end]
-    return [(low + 1, high) for low, high in zip(edges[:-1], edges[1:], strict=True) if high > low + 1]
+    return [(low + 1, high) for low, high in itertools.pairwise(edges) if high > low + 1]
 
 
 def _place(canvas: Canvas, where: str, name: str, component: int, at: int, values: Samples) -> None:
@@ -243,7 +244,7 @@ def _drop_unusable(canvas: Canvas) -> None:
 
 
 def _moments(samples: Samples, valid: Mask) -> dict[str, Any]:
-    """Count, mean, squared deviations and extremes of the valid samples, and how many lie in plateaus at the extremes."""
+    """Count, mean, squared deviations and extremes of the valid samples, and how many lie in plateaus there."""
     count, mean, squares = 0, 0.0, 0.0
     low, high = np.inf, -np.inf
     for start in range(0, len(samples), BLOCK_SAMPLES):

@@ -1,4 +1,4 @@
-"""The other end of `miniseed_decoder`: one decoder per process, killed when it does not answer, begun anew when it died."""
+"""The other end of `miniseed_decoder`: killed when it does not answer, begun anew when it died."""
 
 from __future__ import annotations
 

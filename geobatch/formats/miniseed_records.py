@@ -1,7 +1,7 @@
 """MiniSEED record headers as columns: where each record lies, what it holds, and which ones cannot be used.
 
-Header positions: SEED 2.4, chapter 8, fixed section of the data header and blockettes 100, 1000 and 1001. Every count and
-offset that a header claims is held against the bytes that are there before the samples go to libmseed.
+Header positions: SEED 2.4, chapter 8, fixed section of the data header and blockettes 100, 1000 and 1001. Every count
+and offset that a header claims is held against the bytes that are there before the samples go to libmseed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The headers of a MiniSEED archive, reduced to stretches: records of one channel that follow each other without a gap.
 
-A stretch is small in the table and small to read: the table of a station-year has some ten thousand rows, and a piece of the survey
-reads the stretches that it needs by their bytes.
+A stretch is small in the table and small to read: the table of a station-year has some ten thousand rows, and a piece
+of the survey reads the stretches that it needs by their bytes.
 """
 
 from __future__ import annotations
@@ -163,8 +163,8 @@ def scan_part(part: Part, source: Source) -> FileTable:
 def stretches(records: Records, rows: npt.NDArray[np.int64], channel: int) -> npt.NDArray[Any]:
     """Rows of `STRETCH` for the records of one channel.
 
-    Records belong to one segment while each begins within half a sample of where the segment's start, its rate and the
-    samples before it say: what drifts further begins a segment of its own, so that no sample is more than that off its time.
+    Records belong to one segment while each begins within half a sample of where the segment's start, its rate and
+    the samples before it say. What drifts further begins a segment of its own: no sample is further off its time.
     """
     own = records.take(rows)
     rate = nominal_rates(own.rate)

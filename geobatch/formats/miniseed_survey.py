@@ -1,4 +1,4 @@
-"""What a survey of waveforms says of itself: stations, channels, gaps, statistics, and what should be looked at first."""
+"""What a survey of waveforms says of itself: stations, channels, gaps, statistics, and what to look at first."""
 
 from __future__ import annotations
 
@@ -57,8 +57,10 @@ def small_arrays(
     specs = [spec for spec, _ in texts]
     values = {spec.name: array for spec, array in texts}
     if inventory:
-        maps = {name: np.full(np.shape(group.channels), np.nan) for name in CHANNEL_VARIABLES}
-        points = {name: np.full(len(group.stations), np.nan) for name in STATION_VARIABLES}
+        maps: dict[str, npt.NDArray[Any]] = {
+            name: np.full(np.shape(group.channels), np.nan) for name in CHANNEL_VARIABLES
+        }
+        points: dict[str, npt.NDArray[Any]] = {name: np.full(len(group.stations), np.nan) for name in STATION_VARIABLES}
         for (row, column), entry in epochs(group, inventory).items():
             for name, array in maps.items():
                 array[row, column] = _value(entry, name)
