@@ -128,8 +128,8 @@ def read_window(survey: xr.Dataset, station: str, start: Time, end: Time) -> xr.
 def write_miniseed(survey: xr.Dataset, url: str, *, record_length: int = 512) -> int:
     """The number of traces written to one MiniSEED file: every unbroken run of valid samples of every channel.
 
-    Counts are written as Steim-2, other samples as they are stored. One channel and four million samples are in memory at
-    a time, and the file goes to its place as it is made.
+    Counts are written as Steim-2, other samples as they are stored. Four million samples of one channel are in memory
+    at a time, and the file goes to its place as it is made.
 
     Args:
         survey: What `open_waveforms` opened; one sampling rate.

@@ -35,7 +35,7 @@ PLACED = np.dtype(
         ("end", "i8"),
     ]
 )
-"""One row a stretch of a group: its file, row of the station, component and channel; first sample on the axis; bytes."""
+"""One row a stretch of a group: file, row of the station, component, channel, first sample on the axis, bytes."""
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,10 @@ ENCODINGS: dict[int, tuple[str, int, float]] = {
 }
 """By the code in blockette 1000: name, kind of samples, and most samples in one byte of a record."""
 
+# By code; the last one stands for none told.
+_KINDS = np.array([ENCODINGS.get(code, ("", 0, 0.0))[1] for code in range(257)], np.int64)
+_DENSITIES = np.array([ENCODINGS.get(code, ("", 0, 0.0))[2] for code in range(257)], np.float64)
+
 _FIELDS = [
     ("sequence", "6u1"),
     ("quality", "u1"),
@@ -245,7 +249,7 @@ def _parse(buffer: Bytes, offsets: Ints) -> dict[str, npt.NDArray[Any]]:
         "samples": samples,
         "rate": np.where(np.isnan(told["rate"]), _nominal(factor, multiplier), told["rate"]),
         "encoding": told["encoding"],
-        "kind": np.array([ENCODINGS.get(code, ("", 0, 0.0))[1] for code in told["encoding"].tolist()], np.int64),
+        "kind": _KINDS[told["encoding"]],
         "data_offset": field("data_offset"),
     }
 
@@ -304,7 +308,7 @@ def _hear(told: dict[str, Any], rows: Ints, kind: Ints, body: Bytes, swapped: np
 def _faults(columns: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.str_]:
     """Why each record cannot be used; empty where it can."""
     payload = columns["length"] - columns["data_offset"]
-    dense = np.array([ENCODINGS.get(code, ("", 0, 0.0))[2] for code in columns["encoding"].tolist()], float)
+    dense = _DENSITIES[columns["encoding"]]
     room = np.floor(payload * dense)
     faults = np.full(len(payload), "", object)
     rate = columns["rate"]
