@@ -61,6 +61,9 @@ FORMATS: dict[str, Format] = {
     "miniseed": Format(
         "geobatch.formats.miniseed", (".mseed", ".miniseed", ".ms"), "files", "MiniSEED archives, with StationXML"
     ),
+    "windows": Format(
+        "geobatch.formats.windows", (".hdf5", ".npz"), "windows", "event windows: SeisBench HDF5 with CSV, NPZ"
+    ),
 }
 
 
