@@ -26,41 +26,19 @@ from geobatch.fanout import FanOut, in_order, open_fanout
 from geobatch.formats.ingestion import Fault, Ingestion, Written, ingesting, store_shard
 from geobatch.formats.miniseed_layout import ALIASES, COMPONENTS
 from geobatch.formats.miniseed_scan import list_source, refuse_changed
-from geobatch.formats.miniseed_survey import text_array
-from geobatch.formats.segy_survey import figures
 from geobatch.formats.spec import IngestOptions, IngestRun
 from geobatch.formats.windows_npz import event_rows, read_npz, scan_npz
 from geobatch.formats.windows_seisbench import HDF5_SUFFIXES, open_hdf5, read_rows, scan_seisbench, trace_axes
 from geobatch.formats.windows_source import Source, Table, dump_table, join, load_table
-from geobatch.preprocess.statistics import PartialMoments
+from geobatch.formats.windows_survey import MOMENTS, NUMERICAL_VERSION, describe, identity_of, moments, small_arrays
 from geobatch.shards import ArraySpec
 from geobatch.storage import absolute_url, open_storage, split_url
 from geobatch.survey import COMPLETE, SCHEMA
 
-# Version of everything here that decides a sample's value: placement, padding, what counts as missing.
-NUMERICAL_VERSION = 1
 SMALL_BYTES = 256 * 2**20
 CHUNK_BYTES = 2**20
 SHARD_BYTES = 2**26
 NPZ_PER_TASK = 256
-TEXT_CHUNK = 2**16
-MANY = 0.05
-VARIABLES: dict[str, dict[str, Any]] = {
-    "length": {"long_name": "samples of the window, the rest is padding", "units": "1"},
-    "p_sample": {"long_name": "sample of the P arrival, NaN: none picked", "units": "1"},
-    "s_sample": {"long_name": "sample of the S arrival, NaN: none picked", "units": "1"},
-    "magnitude": {"long_name": "magnitude of the event", "units": "1"},
-    "source_latitude": {"long_name": "latitude of the source", "units": "degrees_north"},
-    "source_longitude": {"long_name": "longitude of the source", "units": "degrees_east"},
-    "source_depth_km": {"long_name": "depth of the source", "units": "km"},
-    "sampling_rate_hz": {"long_name": "samples per second", "units": "Hz"},
-    "start": {
-        "long_name": "time of the first sample, UTC",
-        "units": "nanoseconds since 1970-01-01",
-        "calendar": "proleptic_gregorian",
-    },
-}
-TEXTS = {"station": "network.station.location", "split": "part of the data set", "place": "name of the trace or file"}
 
 
 class Options(IngestOptions):
@@ -125,7 +103,7 @@ def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) 
             return {"url": dst_url, **work.done}
         table = scan(source, files, options, fanout, work)
         target = lay_out(table, options, dst_url)
-        small, values = small_arrays(table, target)
+        small, values = small_arrays(table, target.components)
         work.report(table.faults)
         work.create([target.waveform, *small], values)
         parts = pieces(table, target)
@@ -137,13 +115,13 @@ def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) 
             on_piece=_counter(run, [len(part.table) for part in parts]),
         )
         refuse_changed(source)
-        info = describe(table, target, [part.figures for part in written]) | {
+        info = describe(table, target.components, [part.figures for part in written]) | {
             "schema": SCHEMA,
             "state": COMPLETE,
             "crs": options.crs or "EPSG:4326",
             "source": {"url": source.url, "files": len(source.keys), "size_bytes": total, "version": version},
             "numerical_version": NUMERICAL_VERSION,
-            "identity": _identity(work.digests(), values),
+            "identity": identity_of(work.digests(), values),
         }
         if options.attribution:
             info["attribution"] = options.attribution
@@ -166,7 +144,7 @@ def inspect_source(src_url: str, options: Options) -> dict[str, Any]:
         function = functools.partial(_measure, source=source, target=target)
         found = in_order(fanout, function, pieces(table, target), task_bytes=8 * SHARD_BYTES)
     faults = [*table.faults, *(fault for part in found for fault in part.faults)]
-    info = describe(table, target, [part.figures for part in found])
+    info = describe(table, target.components, [part.figures for part in found])
     sentences = list(info["warnings"])
     if faults:
         sentences.append(f"{len(faults)} faults, such as {faults[0].where}: {faults[0].fault}")
@@ -288,61 +266,9 @@ def read_piece(
                 counted["unread"] += 1
                 continue
             _place(samples[row], window, str(columns["components"][row]), target, counted)
-    moments = _moments(samples)
-    counted |= {name: getattr(moments, name) for name in ("count", "mean", "squares", "minimum", "maximum")}
-    return samples, faults, counted if moments.count else {**counted, "minimum": None, "maximum": None}
-
-
-def small_arrays(table: Table, target: Target) -> tuple[list[ArraySpec], dict[str, npt.NDArray[Any]]]:
-    """Specs and values of the axes and of what is known of each window."""
-    spec, codes = text_array("component", ("component",), target.components, long_name="orientation code")
-    specs, values = [spec], {"component": codes}
-    chunk = (min(len(table), TEXT_CHUNK),)
-    for name, attributes in VARIABLES.items():
-        array = table.columns[name]
-        fill: Any = math.nan if array.dtype.kind == "f" else 0
-        specs.append(ArraySpec(name, ("window",), array.shape, array.dtype.name, chunk, chunk, fill, attributes))
-        values[name] = array
-    for name, long_name in TEXTS.items():
-        key = "name" if name == "place" else name
-        array = table.columns[name].astype(np.str_)
-        array = array if array.dtype.itemsize else array.astype("U1")
-        blank: Any = ""
-        specs.append(
-            ArraySpec(key, ("window",), array.shape, array.dtype.str, chunk, chunk, blank, {"long_name": long_name})
-        )
-        values[key] = array
-    return specs, values
-
-
-def describe(table: Table, target: Target, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the training set says of itself, its own warnings among it."""
-    columns = table.columns
-    total = PartialMoments()
-    for part in parts:
-        if part["count"]:
-            total = _merge(total, PartialMoments(*(part[name] for name in _MOMENTS)))
-    counted = {
-        name: sum(part[name] for part in parts) for name in ("not_finite", "missing_components", "dead", "unread")
-    }
-    splits, sizes = np.unique(columns["split"], return_counts=True)
-    return {
-        "kind": "windows",
-        "variable": "waveform",
-        "quantity": table.told.get("measurement", "ground motion"),
-        "windows": len(table),
-        "components": list(target.components),
-        "with_p": int(np.isfinite(columns["p_sample"]).sum()),
-        "with_s": int(np.isfinite(columns["s_sample"]).sum()),
-        "with_magnitude": int(np.isfinite(columns["magnitude"]).sum()),
-        "ranges": {
-            name: _range(columns[name]) for name in ("magnitude", "source_depth_km", "length", "sampling_rate_hz")
-        },
-        "splits": {str(name) or "none": int(size) for name, size in zip(splits, sizes, strict=True)},
-        "statistics": {**figures(total), **counted},
-        "told": table.told,
-        "warnings": _warnings(table, counted),
-    }
+    total = moments(samples)
+    counted |= {name: getattr(total, name) for name in MOMENTS}
+    return samples, faults, counted if total.count else {**counted, "minimum": None, "maximum": None}
 
 
 def _scan_files(files: tuple[int, ...], source: Source, options: Options) -> Table:
@@ -384,7 +310,7 @@ def _place(
     counted["dead"] += not live.any()
     with np.errstate(over="ignore"):
         single = window.astype(np.float32)
-    bad = ~np.isfinite(single)
+    bad: npt.NDArray[np.bool_] = ~np.isfinite(single)
     counted["not_finite"] += int(bad.sum())
     single[bad] = np.nan
     for number, code in enumerate(_slots(codes)[: len(window)]):
@@ -399,71 +325,9 @@ def _slots(codes: str) -> list[str]:
     return [ALIASES[code] if code in ALIASES and ALIASES[code] not in codes else code for code in codes]
 
 
-_MOMENTS = ("count", "mean", "squares", "minimum", "maximum")
-
-
-def _moments(samples: npt.NDArray[np.float32]) -> PartialMoments:
-    total = PartialMoments()
-    for window in samples:
-        values = window[np.isfinite(window)].astype(np.float64)
-        if len(values):
-            mean = float(values.mean())
-            squares = float(((values - mean) ** 2).sum())
-            total = _merge(total, PartialMoments(len(values), mean, squares, float(values.min()), float(values.max())))
-    return total
-
-
-def _merge(one: PartialMoments, other: PartialMoments) -> PartialMoments:
-    if not one.count or not other.count:
-        return one if one.count else other
-    count, apart = one.count + other.count, other.mean - one.mean
-    return PartialMoments(
-        count,
-        one.mean + apart * other.count / count,
-        one.squares + other.squares + apart**2 * one.count * other.count / count,
-        min(one.minimum, other.minimum),
-        max(one.maximum, other.maximum),
-    )
-
-
 def _measure(piece: Piece, source: Source, target: Target) -> Written:
     _, faults, counted = read_piece(piece, source, target)
     return Written((), tuple(faults), counted)
-
-
-def _warnings(table: Table, counted: dict[str, int]) -> list[str]:
-    """Sentences on what should be looked at before training, the worst first."""
-    count, columns = len(table), table.columns
-    found = []
-    if counted["unread"]:
-        found.append(f"{counted['unread']} of {count} windows did not read and are missing")
-    if counted["dead"]:
-        found.append(f"{counted['dead']} of {count} windows are zero throughout")
-    if counted["not_finite"]:
-        found.append(f"{counted['not_finite']} samples are no finite float32 and are missing")
-    rates = np.unique(columns["sampling_rate_hz"][np.isfinite(columns["sampling_rate_hz"])])
-    if len(rates) > 1:
-        found.append(
-            f"windows have {len(rates)} sampling rates, {rates[0]:g} to {rates[-1]:g} Hz: resample before training"
-        )
-    if not np.isfinite(columns["sampling_rate_hz"]).all():
-        found.append("some windows do not tell their sampling rate")
-    both = columns["s_sample"] <= columns["p_sample"]
-    if both.any():
-        found.append(f"{int(both.sum())} windows have S before P")
-    lengths = np.unique(columns["length"])
-    if len(lengths) > 1:
-        found.append(f"windows have {len(lengths)} lengths, {lengths[0]} to {lengths[-1]} samples; the rest is NaN")
-    if counted["missing_components"] > MANY * count:
-        found.append(f"{counted['missing_components']} components are zero throughout and count as missing")
-    if not np.isfinite(columns["p_sample"]).any():
-        found.append("no window has a P pick")
-    return found
-
-
-def _range(values: npt.NDArray[Any]) -> list[float] | None:
-    finite = values[np.isfinite(values)]
-    return [float(finite.min()), float(finite.max())] if len(finite) else None
 
 
 def _counter(run: IngestRun, sizes: Sequence[int]) -> Any:
@@ -475,13 +339,3 @@ def _counter(run: IngestRun, sizes: Sequence[int]) -> Any:
         run.on_progress(done, sum(sizes))
 
     return add
-
-
-def _identity(digests: Sequence[str], values: dict[str, npt.NDArray[Any]]) -> str:
-    """SHA-256 of all that decides a window: bytes of the shards, and what is known of each."""
-    whole = hashlib.sha256(f"geobatch windows {NUMERICAL_VERSION}".encode())
-    for digest in digests:
-        whole.update(digest.encode())
-    for name in sorted(values):
-        whole.update(name.encode() + np.ascontiguousarray(values[name]).tobytes())
-    return whole.hexdigest()

@@ -40,7 +40,7 @@ def scan_npz(files: Sequence[int], source: Source, rate_hz: float) -> Table:
         network, _, rest = key.rpartition("/")[2].partition("_")
         rows[-1]["station"] = f"{network}.{rest.partition('_')[0]}" if rest else ""
         rows[-1]["place"] = key
-    columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+    columns: Any = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
     return Table.of(len(rows), faults, sampling_rate_hz=[rate_hz] * len(rows), **columns)
 
 

@@ -111,7 +111,7 @@ def read_metadata(body: bytes, where: str) -> dict[str, Any]:
     header = next(csv.reader([body[: 2**20].split(b"\n", 1)[0].decode("utf-8", "replace").strip("\r\ufeff")]), [])
     if "trace_name" not in header:
         raise FormatError("metadata have no column trace_name", where=where, measured=", ".join(header)[:200])
-    arrivals = {name: found["phase"][0].upper() for name in header if (found := ARRIVAL.fullmatch(name))}
+    arrivals = {name: kind["phase"][0].upper() for name in header if (kind := ARRIVAL.fullmatch(name))}
     wanted = [name for name in header if name in TEXTS or name in arrivals or name in _NUMBER_NAMES]
     try:
         table = pa.csv.read_csv(
@@ -127,7 +127,7 @@ def read_metadata(body: bytes, where: str) -> dict[str, Any]:
     for name, sources in NUMBERS.items():
         found[name] = _numbers(table, [source for source in sources if source in wanted])
     for phase in "PS":
-        columns = [_numbers(table, [name]) for name, kind in arrivals.items() if kind == phase]
+        columns = [_numbers(table, [name]) for name, letter in arrivals.items() if letter == phase]
         found[phase] = np.fmin.reduce(columns) if columns else np.full(len(table), np.nan)
     return found
 

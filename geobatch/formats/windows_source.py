@@ -84,7 +84,7 @@ def dump_table(table: Table) -> bytes:
     """The table as bytes."""
     sink = io.BytesIO()
     text = json.dumps({"faults": [vars(fault) for fault in table.faults], "told": table.told}).encode()
-    columns = {f"column_{name}": values for name, values in table.columns.items()}
+    columns: Any = {f"column_{name}": values for name, values in table.columns.items()}
     np.savez(sink, text=np.frombuffer(text, np.uint8), **columns)
     return sink.getvalue()
 
