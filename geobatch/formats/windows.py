@@ -310,7 +310,7 @@ def _place(
     counted["dead"] += not live.any()
     with np.errstate(over="ignore"):
         single = window.astype(np.float32)
-    bad: npt.NDArray[np.bool_] = ~np.isfinite(single)
+    bad: npt.NDArray[Any] = np.asarray(~np.isfinite(single))
     counted["not_finite"] += int(bad.sum())
     single[bad] = np.nan
     for number, code in enumerate(_slots(codes)[: len(window)]):
