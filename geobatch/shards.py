@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 import zarr.storage
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, VLenUTF8Codec, ZstdCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.errors import UnstableSpecificationWarning, ZarrUserWarning
+from zarr.errors import ZarrUserWarning
 
 from geobatch.blocks import Index as Index
 from geobatch.blocks import Region as Region
@@ -37,7 +37,7 @@ class ArraySpec:
         name: Name in the group.
         dims: Axis names, one per axis.
         shape: Length per axis.
-        dtype: NumPy dtype name.
+        dtype: NumPy dtype name; `T` is text of any length.
         chunks: Unit of reading, per axis.
         shards: Unit of writing, per axis, a whole multiple of `chunks`.
         fill_value: What a missing shard reads as.
@@ -50,7 +50,7 @@ class ArraySpec:
     dtype: str
     chunks: tuple[int, ...]
     shards: tuple[int, ...]
-    fill_value: float | int | bool = 0
+    fill_value: float | int | bool | str = 0
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -58,6 +58,8 @@ class ArraySpec:
         """The spec of an array that is one chunk in one shard, such as a coordinate."""
         shape = values.shape
         whole = tuple(max(n, 1) for n in shape)
+        if values.dtype.kind in "TU":
+            return cls(name, dims, shape, "T", whole, whole, "", attributes)
         fill: float | bool | int = math.nan if values.dtype.kind == "f" else 0
         return cls(name, dims, shape, values.dtype.name, whole, whole, fill, attributes)
 
@@ -176,14 +178,13 @@ def array_metadata(spec: ArraySpec) -> dict[str, Any]:
 
 def _create_array(store: zarr.storage.MemoryStore, spec: ArraySpec, shape: tuple[int, ...]) -> zarr.Array[Any]:
     """An array in a memory store under the codecs of every geobatch array."""
-    inner: list[Any] = [BytesCodec(), _compression(np.dtype(spec.dtype)), Crc32cCodec()]
+    dtype = np.dtype(spec.dtype)
+    inner: list[Any] = [VLenUTF8Codec() if dtype.kind == "T" else BytesCodec(), _compression(dtype), Crc32cCodec()]
     sharding = ShardingCodec(
         chunk_shape=spec.chunks, codecs=inner, index_codecs=[BytesCodec(), Crc32cCodec()], index_location="end"
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ZarrUserWarning)
-        # Names of stations are fixed-length text, which Zarr has yet to specify.
-        warnings.simplefilter("ignore", UnstableSpecificationWarning)
         return zarr.create_array(
             store,
             name=spec.name,

@@ -45,11 +45,11 @@ def open_survey(url: str) -> xr.Dataset:
             where=url,
             remedy="Run the command that writes it again." if begun else "Check the URL.",
         ) from None
-    # Ingest stores every shard; a scored survey lacks those that no run was asked for.
-    complete = group["attributes"].get("geobatch", {}).get("kind") not in (None, "scored")
+    # Ingest stores every shard; a scored survey lacks those that no run was asked for, a sparse one those without data.
+    info = group["attributes"].get("geobatch", {})
+    complete = info.get("kind") not in (None, "scored") and not info.get("sparse")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        warnings.filterwarnings("ignore", message="The data type .FixedLengthUTF32")
         store = zarr_store(url, complete=complete)
         dataset: xr.Dataset = xr.open_zarr(store, chunks=None, consolidated=True, zarr_format=3)
     survey_info(dataset, url)

@@ -62,7 +62,7 @@ FORMATS: dict[str, Format] = {
         "geobatch.formats.miniseed", (".mseed", ".miniseed", ".ms"), "files", "MiniSEED archives, with StationXML"
     ),
     "windows": Format(
-        "geobatch.formats.windows", (".hdf5", ".npz"), "windows", "event windows: SeisBench HDF5 with CSV, NPZ"
+        "geobatch.formats.windows", (), "windows", "event windows: SeisBench HDF5 with CSV, NPZ of PhaseNet"
     ),
 }
 

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ from geobatch.formats.miniseed_survey import (
     suspicious,
 )
 from geobatch.formats.spec import IngestOptions, IngestRun
-from geobatch.shards import ArraySpec
+from geobatch.shards import ArraySpec, shard_grid
 from geobatch.storage import absolute_url, open_storage
 from geobatch.survey import COMPLETE, SCHEMA
 
@@ -255,6 +256,8 @@ def _write(
         "variable": groups[0].waveform.name,
         "quantity": "counts",
         "state": COMPLETE,
+        # Shards that nothing reaches into are not stored: records decades apart would make a million of them.
+        "sparse": len(parts) < sum(math.prod(shard_grid(group.waveform)) for group in groups),
         "statistics": overall(rates[0]["channels"]),
         "rates": rates,
         "warnings": suspicious(rates, layout.warnings),

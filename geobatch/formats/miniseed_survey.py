@@ -37,9 +37,7 @@ _ENTRY_KEYS = {"elevation": "elevation_m", "azimuth": "azimuth_deg", "dip": "dip
 def text_array(name: str, dims: tuple[str, ...], values: Any, **attributes: Any) -> tuple[ArraySpec, npt.NDArray[Any]]:
     """Spec and values of a small array of text."""
     array = np.array(values, np.str_)
-    shape = tuple(max(n, 1) for n in array.shape)
-    fill: Any = ""
-    return ArraySpec(name, dims, array.shape, array.dtype.str, shape, shape, fill, attributes), array
+    return ArraySpec.small(name, dims, array, **attributes), array
 
 
 def small_arrays(

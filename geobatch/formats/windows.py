@@ -306,14 +306,13 @@ def _place(
     row: npt.NDArray[np.float32], window: npt.NDArray[Any], codes: str, target: Target, counted: dict[str, int]
 ) -> None:
     """Put the components of a window where they belong."""
-    live = window.any(axis=1)
+    live = np.asarray(window.any(axis=1))
     counted["dead"] += not live.any()
     with np.errstate(over="ignore"):
         single = window.astype(np.float32)
-    bad: npt.NDArray[Any] = np.asarray(~np.isfinite(single))
-    counted["not_finite"] += int(bad.sum())
-    single[bad] = np.nan
-    for number, code in enumerate(_slots(codes)[: len(window)]):
+    counted["not_finite"] += int((~np.isfinite(single)).sum())
+    single = np.where(np.isfinite(single), single, np.float32(np.nan))
+    for number, code in enumerate(_slots(codes)[: window.shape[0]]):
         if target.zeros_missing and live.any() and not live[number]:
             counted["missing_components"] += 1
             continue

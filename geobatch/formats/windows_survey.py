@@ -51,12 +51,8 @@ def small_arrays(table: Table, components: Sequence[str]) -> tuple[list[ArraySpe
         values[name] = array
     for name, long_name in TEXTS.items():
         key = "name" if name == "place" else name
-        array = table.columns[name].astype(np.str_)
-        array = array if array.dtype.itemsize else array.astype("U1")
-        blank: Any = ""
-        specs.append(
-            ArraySpec(key, ("window",), array.shape, array.dtype.str, chunk, chunk, blank, {"long_name": long_name})
-        )
+        array = table.columns[name]
+        specs.append(ArraySpec(key, ("window",), array.shape, "T", chunk, chunk, "", {"long_name": long_name}))
         values[key] = array
     return specs, values
 
