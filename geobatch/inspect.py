@@ -13,11 +13,13 @@ from rich.table import Table
 
 from geobatch.fanout import open_fanout
 from geobatch.formats import FORMATS
+from geobatch.formats.miniseed_inspect import inspect_waveforms, waveform_rows
 from geobatch.formats.segy import SegyFile, SegyLayout, open_segy
 from geobatch.formats.segy_geometry import make_grid
 from geobatch.formats.segy_ingest import SMALL_FILE_BYTES, scan
 from geobatch.formats.segy_meaning import judge
 from geobatch.formats.segy_survey import describe, sample_axis
+from geobatch.formats.windows_survey import inspect_windows, window_rows
 from geobatch.preprocess.statistics import as_dask, class_counts, percentiles
 from geobatch.storage import absolute_url
 from geobatch.survey import VOLUME_AXES, class_names, mask_dead, open_survey, survey_info, valid_volume
@@ -43,8 +45,14 @@ def inspect_survey(url: str, *, layout: SegyLayout | None = None) -> dict[str, A
     url = absolute_url(url)
     if PurePosixPath(url).suffix.lower() in FORMATS["segy"].suffixes:
         return _inspect_segy(open_segy(url), layout or SegyLayout())
+    if PurePosixPath(url).suffix.lower() in FORMATS["miniseed"].suffixes:
+        return {"axes": {}, **FORMATS["miniseed"].inspect(url, FORMATS["miniseed"].options())}
     dataset = open_survey(url)
     info = survey_info(dataset)
+    if info["kind"] == "waveforms":
+        return inspect_waveforms(dataset, url)
+    if info["kind"] == "windows":
+        return inspect_windows(dataset, url)
     axes = {str(axis): dataset[axis].values for axis in dataset.dims if axis in dataset.coords}
     described: dict[str, Any] = {
         "url": url,
@@ -205,6 +213,10 @@ def _odd_values(distribution: dict[str, Any], quantity: str | None) -> list[str]
 
 def _rows(info: dict[str, Any]) -> list[tuple[str, str]]:
     """Label and text of each line of the rendered description."""
+    if info["kind"] in ("waveforms", "miniseed"):
+        return waveform_rows(info)
+    if info["kind"] == "windows":
+        return window_rows(info)
     rows = [("kind", f"{info['kind']} {info.get('quantity') or ''} in {info.get('domain')}".replace("  ", " "))]
     for name, axis in info["axes"].items():
         rows.append((name, _axis_text(axis)))

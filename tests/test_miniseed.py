@@ -21,6 +21,7 @@ from geobatch.formats.ingestion import read_quality, verify_ingested
 from geobatch.formats.miniseed_records import read_records
 from geobatch.formats.miniseed_scan import nominal_rates
 from geobatch.formats.spec import IngestRun
+from geobatch.inspect import inspect_survey, render_text
 from geobatch.storage import open_storage
 from geobatch.survey import open_survey
 
@@ -282,6 +283,16 @@ def test_inspect_tells_the_suspicious_first(tmp_path: Path) -> None:
     assert told["faults"]["examples"][0]["where"] == "readme.txt"
     ingest(tmp_path / "a", tmp_path / "s")
     assert open_survey(str(tmp_path / "s")).attrs["geobatch"]["warnings"] == told["suspicious"][:-1]
+
+
+def test_inspect_of_the_survey_and_of_a_raw_file_read_as_text(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.mseed", trace(counts(2000)), trace(counts(2000), 30.0))
+    ingest(file, tmp_path / "s")
+    for url in (file, tmp_path / "s"):
+        told = inspect_survey(str(url))
+        text = render_text(told)
+        assert "GB.STA.00.HHZ  80.0%, 1 gaps (10 s), longest 10 s from 2024-03-01T00:00:20.000000Z" in text
+        assert text.splitlines()[1] == "! 2 components at 100 Hz have no channel: GB.STA.00.HH N, GB.STA.00.HH E"
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -16,6 +16,7 @@ from geobatch.formats import windows
 from geobatch.formats.ingestion import read_quality, verify_ingested
 from geobatch.formats.spec import IngestRun
 from geobatch.formats.windows_source import BLOCK_BYTES, RangedFile
+from geobatch.inspect import inspect_survey, render_text
 from geobatch.storage import open_storage
 from geobatch.survey import open_survey
 
@@ -136,6 +137,8 @@ def test_inspect_tells_what_ingest_finds(test_data: Path, tmp_path: Path) -> Non
     assert told["suspicious"] == info["warnings"] == ["no window has a P pick"]
     assert told["statistics"] == pytest.approx(info["statistics"])
     assert told["ranges"]["magnitude"] == [1.154, 4.07]
+    text = render_text(inspect_survey(str(tmp_path / "s")))
+    assert "100 window x 3 component x 1200 sample" in text and "1.154 to 4.07" in text
 
 
 @pytest.mark.usefixtures("ray_cluster")

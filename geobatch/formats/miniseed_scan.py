@@ -113,6 +113,8 @@ def list_source(url: str) -> Source:
 def read_versions(url: str, keys: Sequence[str]) -> tuple[str, ...]:
     """The version of every file."""
     storage = open_storage(url)
+    if len(keys) == 1:
+        return (storage.version(keys[0]),)
     with ThreadPoolExecutor(VERSIONS_AT_ONCE) as threads:
         return tuple(threads.map(storage.version, keys))
 

@@ -108,9 +108,15 @@ def read_metadata(body: bytes, where: str) -> dict[str, Any]:
     Raises:
         FormatError: there is no column trace_name, or it is no CSV file.
     """
-    header = next(csv.reader([body[: 2**20].split(b"\n", 1)[0].decode("utf-8", "replace").strip("\r\ufeff")]), [])
+    first = body[: 2**20].partition(b"\n")[0].decode("utf-8", "replace").strip("\r\ufeff")
+    try:
+        header = next(csv.reader([first]), [])
+    except csv.Error as error:
+        raise FormatError("metadata do not read as CSV", where=where, measured=str(error)) from error
     if "trace_name" not in header:
         raise FormatError("metadata have no column trace_name", where=where, measured=", ".join(header)[:200])
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise FormatError("metadata name a column twice", where=where, measured=", ".join(twice)[:200])
     arrivals = {name: kind["phase"][0].upper() for name in header if (kind := ARRIVAL.fullmatch(name))}
     wanted = [name for name in header if name in TEXTS or name in arrivals or name in _NUMBER_NAMES]
     try:

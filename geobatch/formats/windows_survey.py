@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xarray as xr
 
 from geobatch.formats.miniseed_survey import text_array
 from geobatch.formats.segy_survey import figures
 from geobatch.formats.windows_source import Table
 from geobatch.preprocess.statistics import PartialMoments
 from geobatch.shards import ArraySpec
+from geobatch.survey import survey_info
 
 # Version of everything here that decides a sample's value: placement, padding, what counts as missing.
 NUMERICAL_VERSION = 1
@@ -155,3 +157,41 @@ def identity_of(digests: Sequence[str], values: dict[str, npt.NDArray[Any]]) -> 
     for name in sorted(values):
         whole.update(name.encode() + np.ascontiguousarray(values[name]).tobytes())
     return whole.hexdigest()
+
+
+def inspect_windows(dataset: xr.Dataset, url: str) -> dict[str, Any]:
+    """The description of a training set of windows, from what ingest counted: no sample is read."""
+    info = survey_info(dataset, url)
+    found = [] if info.get("state") == "complete" else [f"state is {info.get('state')}, not complete"]
+    found += info["warnings"]
+    if info["faults"]:
+        told = ", ".join(f"{count} {what}" for what, count in info["faults"].items())
+        found.append(f"faults in the sources, listed in the quality table: {told}")
+    shown = (
+        "state",
+        "quantity",
+        "crs",
+        "windows",
+        "components",
+        "with_p",
+        "with_s",
+        "with_magnitude",
+        "ranges",
+        "splits",
+    )
+    sizes = {str(name): int(size) for name, size in dataset.sizes.items()}
+    kept = {name: info.get(name) for name in (*shown, "statistics", "told", "source")}
+    return {"suspicious": found, "url": url, "kind": "windows", "axes": {}, "shape": sizes, **kept}
+
+
+def window_rows(info: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Label and text of each line of a description of windows."""
+    shape = " x ".join(f"{size} {name}" for name, size in info["shape"].items())
+    rows = [("kind", f"windows, {info['quantity']}"), ("shape", shape), ("components", " ".join(info["components"]))]
+    picked = {"with P pick": "with_p", "with S pick": "with_s", "with magnitude": "with_magnitude"}
+    rows += [(label, f"{info[name]} of {info['windows']}") for label, name in picked.items()]
+    rows += [(name, f"{low_high[0]:g} to {low_high[1]:g}") for name, low_high in info["ranges"].items() if low_high]
+    rows.append(("splits", ", ".join(f"{name} {size}" for name, size in info["splits"].items())))
+    figures = {name: value for name, value in info["statistics"].items() if value is not None}
+    rows.append(("values", ", ".join(f"{name} {value:g}" for name, value in figures.items())))
+    return rows
