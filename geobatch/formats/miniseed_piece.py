@@ -256,7 +256,8 @@ def _moments(samples: Samples, valid: Mask) -> dict[str, Any]:
         own = float(values.mean())
         values -= own
         more = count + len(values)
-        squares += float(values @ values) + (own - mean) ** 2 * count * len(values) / more
+        np.square(values, out=values)
+        squares += float(values.sum()) + (own - mean) ** 2 * count * len(values) / more
         mean += (own - mean) * len(values) / more
         count = more
         low, high = min(low, float(block.min())), max(high, float(block.max()))
