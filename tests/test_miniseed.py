@@ -10,16 +10,18 @@ import numpy as np
 import obspy
 import pytest
 import xarray as xr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from miniseed_files import START, counts, records, trace, write
 
 from geobatch.earthquake import open_rates, open_waveforms, read_window, sampling, write_miniseed
-from geobatch.errors import UsageError
+from geobatch.errors import NotFoundError, TransientError, UsageError
 from geobatch.formats import miniseed
 from geobatch.formats.ingestion import read_quality, verify_ingested
+from geobatch.formats.miniseed_layout import lay_out
+from geobatch.formats.miniseed_piece import Piece, pieces, read_piece
 from geobatch.formats.miniseed_records import read_records
-from geobatch.formats.miniseed_scan import nominal_rates
+from geobatch.formats.miniseed_scan import list_source, nominal_rates, parts_of, scan_part, stretches
 from geobatch.formats.spec import IngestRun
 from geobatch.inspect import inspect_survey, render_text
 from geobatch.storage import open_storage
@@ -176,8 +178,6 @@ def test_drifting_clock_is_never_half_a_sample_off() -> None:
     headers = b"".join(
         records(trace(counts(400, n), n * 4.0 * (1 + 1e-5)), encoding="INT32", reclen=2048) for n in range(400)
     )
-    from geobatch.formats.miniseed_scan import stretches
-
     found, _ = read_records(headers)
     rows = stretches(found, np.arange(len(found)), 0)
     at = rows["start_ns"] / 1e7 + rows["first"]
@@ -269,6 +269,72 @@ def test_result_does_not_depend_on_cut_and_a_second_run_does_nothing(tmp_path: P
     assert {key: t for key, t in after.items() if "lease" not in key} == {
         key: t for key, t in before.items() if "lease" not in key
     }
+
+
+def test_failed_ingest_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a/1", trace(counts(5000)))
+    whole = ingest(tmp_path / "a", tmp_path / "whole", chunk=500, shard=500)
+    seen: list[int] = []
+
+    def read(piece: Piece, *rest: Any) -> Any:
+        seen.append(piece.column)
+        if len(seen) == 4:
+            raise TransientError("storage went away")
+        return read_piece(piece, *rest)
+
+    monkeypatch.setattr("geobatch.formats.miniseed_piece.read_piece", read)
+    with pytest.raises(TransientError):
+        ingest(tmp_path / "a", tmp_path / "s", chunk=500, shard=500)
+    with pytest.raises(NotFoundError, match="not finished"):
+        open_survey(str(tmp_path / "s"))
+    monkeypatch.setattr(miniseed, "scan_part", lambda *part, **rest: pytest.fail("scanned again"))
+    again = ingest(tmp_path / "a", tmp_path / "s", chunk=500, shard=500)
+    assert again["identity"] == whole["identity"] and seen[3:] == [3, *range(3, 10)]
+
+
+def test_records_decades_apart_leave_out_the_shards_between(tmp_path: Path) -> None:
+    write(tmp_path / "a/1", trace(counts(300)), trace(counts(300), "1990-01-01T00:00:00"))
+    info = ingest(tmp_path / "a", tmp_path / "s")
+    assert info["sparse"] and info["rates"][0]["samples"] > 10**11
+    assert len(list(open_storage(str(tmp_path / "s")).list("waveform/c"))) == 2
+    survey = open_waveforms(str(tmp_path / "s"))
+    window = read_window(survey, "GB.STA", "2024-02-29T23:59:59", "2024-03-01T00:00:01").sel(component="Z")
+    assert np.isnan(window.values[:100]).all() and (window.values[100:] == counts(300)[:100]).all()
+    assert verify_ingested(str(tmp_path / "s")).findings == ()
+
+
+@pytest.mark.parametrize("place", ["empty", "nothing/there.mseed"])
+def test_nothing_there_is_told(tmp_path: Path, place: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NotFoundError, match=r"no (such )?file"):
+        ingest(tmp_path / place, tmp_path / "s")
+
+
+@settings(max_examples=25)
+@given(st.data())
+def test_any_cut_of_a_signal_into_records_gives_the_signal_back(tmp_path_factory: Any, data: st.DataObject) -> None:
+    folder, signal = tmp_path_factory.mktemp("cut"), counts(3000)
+    expected = np.full(3000, np.nan)
+    for number in range(data.draw(st.integers(1, 4))):
+        parts = data.draw(st.lists(st.tuples(st.integers(0, 2900), st.integers(1, 900)), min_size=1, max_size=4))
+        traces = []
+        for start, length in parts:
+            part = signal[start : start + length]
+            expected[start : start + len(part)] = part
+            traces.append(trace(part, start / 100))
+        write(folder / str(number), *traces, reclen=data.draw(st.sampled_from([256, 512, 4096])))
+    cut = miniseed.Options(chunk=128, shard=data.draw(st.sampled_from([128, 512, 4096]))).cut
+    source = list_source(str(folder))
+    parts_ = parts_of(source, range(len(source.keys)))
+    (group,) = lay_out(source, parts_, [scan_part(part, source) for part in parts_], cut).groups
+    values = np.full(group.samples, np.nan)
+    for piece in pieces([group]):
+        canvas = read_piece(piece, source, group)
+        own = np.where(canvas.valid[0], canvas.samples[0], np.nan)
+        values[canvas.origin : canvas.origin + len(own)] = own
+        assert not canvas.faults and not canvas.counts[:, 2:].any()
+    held = np.flatnonzero(np.isfinite(expected))
+    np.testing.assert_array_equal(values, expected[held[0] : held[-1] + 1])
 
 
 def test_inspect_tells_the_suspicious_first(tmp_path: Path) -> None:
