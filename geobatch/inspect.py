@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -15,12 +16,14 @@ from geobatch.fanout import open_fanout
 from geobatch.formats import FORMATS
 from geobatch.formats.catalogue_inspect import catalogue_rows, inspect_catalogue
 from geobatch.formats.logs_inspect import inspect_wells, well_rows
+from geobatch.formats.miniseed_inspect import inspect_waveforms, waveform_rows
 from geobatch.formats.raster_inspect import raster_classes, raster_quality, raster_rows
 from geobatch.formats.segy import SegyFile, SegyLayout, open_segy
 from geobatch.formats.segy_geometry import make_grid
 from geobatch.formats.segy_ingest import SMALL_FILE_BYTES, scan
 from geobatch.formats.segy_meaning import judge
 from geobatch.formats.segy_survey import describe, sample_axis
+from geobatch.formats.windows_survey import inspect_windows, window_rows
 from geobatch.preprocess.statistics import as_dask, class_counts, percentiles
 from geobatch.storage import absolute_url
 from geobatch.survey import VOLUME_AXES, class_names, mask_dead, open_survey, survey_info, valid_volume
@@ -30,6 +33,17 @@ MANY_DEAD = 0.05
 # Half a bin: traces further off stand in their neighbour's place.
 MAX_RESIDUAL_BINS = 0.5
 HEAVY_TAIL = 100.0
+
+# Kinds that their formats describe, and the lines of each description.
+_KINDS: dict[
+    str, tuple[Callable[[xr.Dataset, str], dict[str, Any]], Callable[[dict[str, Any]], list[tuple[str, str]]]]
+] = {
+    "wells": (inspect_wells, well_rows),
+    "catalogue": (inspect_catalogue, catalogue_rows),
+    "waveforms": (inspect_waveforms, waveform_rows),
+    "windows": (inspect_windows, window_rows),
+}
+_ROWS = {"miniseed": waveform_rows, **{kind: rows for kind, (_, rows) in _KINDS.items()}}
 
 
 def inspect_survey(url: str, *, layout: SegyLayout | None = None) -> dict[str, Any]:
@@ -46,15 +60,13 @@ def inspect_survey(url: str, *, layout: SegyLayout | None = None) -> dict[str, A
     url = absolute_url(url)
     if PurePosixPath(url).suffix.lower() in FORMATS["segy"].suffixes:
         return _inspect_segy(open_segy(url), layout or SegyLayout())
-    for name in ("las", "catalogue", "raster"):
+    for name in ("las", "catalogue", "raster", "miniseed"):
         if PurePosixPath(url).suffix.lower() in FORMATS[name].suffixes:
-            return FORMATS[name].inspect(url, FORMATS[name].options())
+            return {"axes": {}, **FORMATS[name].inspect(url, FORMATS[name].options())}
     dataset = open_survey(url)
     info = survey_info(dataset)
-    if info["kind"] == "wells":
-        return inspect_wells(dataset, url)
-    if info["kind"] == "catalogue":
-        return inspect_catalogue(dataset, url)
+    if info["kind"] in _KINDS:
+        return _KINDS[info["kind"]][0](dataset, url)
     axes = {str(axis): dataset[axis].values for axis in dataset.dims if axis in dataset.coords}
     described: dict[str, Any] = {
         "url": url,
@@ -218,10 +230,8 @@ def _odd_values(distribution: dict[str, Any], quantity: str | None) -> list[str]
 
 def _rows(info: dict[str, Any]) -> list[tuple[str, str]]:
     """Label and text of each line of the rendered description."""
-    if info["kind"] == "wells":
-        return well_rows(info)
-    if info["kind"] == "catalogue":
-        return catalogue_rows(info)
+    if info["kind"] in _ROWS:
+        return _ROWS[info["kind"]](info)
     domain = f" in {info['domain']}" if "domain" in info and info["kind"] != "raster" else ""
     rows = [("kind", f"{info['kind']} {info.get('quantity') or ''}{domain}".replace("  ", " ").rstrip())]
     for name, axis in info["axes"].items():

@@ -205,6 +205,6 @@ def _create_array(store: zarr.storage.MemoryStore, spec: ArraySpec, shape: tuple
 
 def _compression(dtype: np.dtype[Any]) -> BloscCodec | ZstdCodec:
     """What packs a chunk: decision 12 has the figures."""
-    if dtype.kind == "f":
+    if dtype.kind == "f" or dtype == np.int32:
         return BloscCodec(typesize=dtype.itemsize, cname="lz4", clevel=5, shuffle="bitshuffle")
     return ZstdCodec(level=1)

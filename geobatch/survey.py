@@ -45,8 +45,9 @@ def open_survey(url: str) -> xr.Dataset:
             where=url,
             remedy="Run the command that writes it again." if begun else "Check the URL.",
         ) from None
-    # Ingest stores every shard; a scored survey lacks those that no run was asked for.
-    complete = group["attributes"].get("geobatch", {}).get("kind") not in (None, "scored")
+    # Ingest stores every shard; a scored survey lacks those that no run was asked for, a sparse one those without data.
+    info = group["attributes"].get("geobatch", {})
+    complete = info.get("kind") not in (None, "scored") and not info.get("sparse")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         store = zarr_store(url, complete=complete)

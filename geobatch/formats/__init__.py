@@ -72,6 +72,12 @@ FORMATS: dict[str, Format] = {
     "raster": Format(
         "geobatch.formats.raster", (".tif", ".tiff", ".png"), "shards", "GeoTIFF, COG, PNG; a folder or a list of tiles"
     ),
+    "miniseed": Format(
+        "geobatch.formats.miniseed", (".mseed", ".miniseed", ".ms"), "files", "MiniSEED archives, with StationXML"
+    ),
+    "windows": Format(
+        "geobatch.formats.windows", (), "windows", "event windows: SeisBench HDF5 with CSV, NPZ of PhaseNet"
+    ),
 }
 
 

@@ -8,7 +8,9 @@ from geobatch.errors import UsageError
 from geobatch.survey import open_survey, survey_info
 
 
-def export_survey(src_url: str, dst_url: str, *, variable: str | None = None, overwrite: bool = False) -> dict[str, Any]:
+def export_survey(
+    src_url: str, dst_url: str, *, variable: str | None = None, overwrite: bool = False
+) -> dict[str, Any]:
     """The summary of the file that a survey is written to.
 
     A volume, scored or not, gathers and traces become SEG-Y with the headers of their source, or MDIO when the name
