@@ -87,7 +87,7 @@ def test_what_ibm_and_float32_cannot_share_goes_to_the_ends() -> None:
 
 
 @pytest.mark.parametrize("order", [">", "<"])
-@pytest.mark.parametrize("code", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("code", [1, 2, 3, 5, 6, 8, 9])
 def test_samples_survive_encoding(code: int, order: str) -> None:
     values = np.random.default_rng(0).integers(-128, 128, (3, 7)).astype(np.float32)
     raw = encode_samples(values, code, order)
@@ -278,8 +278,8 @@ def damaged(tmp_path: Path, change: str) -> Path:
         raw = bytearray(b"depth,amplitude\n" * 500)
     elif change == "code":
         raw[3224:3226] = b"\x00\x63"
-    elif change == "double":
-        raw[3224:3226] = b"\x00\x06"
+    elif change == "gain":
+        raw[3224:3226] = b"\x00\x04"
     elif change == "samples":
         raw[3220:3222] = bytes(2)
         for trace in range(6):
@@ -299,7 +299,7 @@ def damaged(tmp_path: Path, change: str) -> Path:
         ("empty", "empty.*0 bytes"),
         ("text", "holds text.*'depth,amplitude"),
         ("code", "unknown sample format code.*99"),
-        ("double", "not supported.*code 6, IEEE 64-bit float"),
+        ("gain", "not supported.*code 4, 32-bit fixed point with gain"),
         ("samples", "number of samples per trace is zero"),
         ("headers", "32767 headers of 3200 bytes"),
         ("endless", "no end stanza"),
