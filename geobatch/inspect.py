@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from geobatch.formats import FORMATS
+from geobatch.formats.findings import axis_figures, quality, suspicious
 from geobatch.formats.segy_file import SegyLayout
 from geobatch.formats.segy_ingest import Options
-from geobatch.formats.findings import axis_figures, quality, suspicious
 from geobatch.formats.segy_inspect import inspect_file
 from geobatch.preprocess.statistics import as_dask, class_counts, percentiles
 from geobatch.storage import absolute_url
-from geobatch.survey import VOLUME_AXES, class_names, mask_dead, open_survey, survey_info, valid_volume
+from geobatch.survey import class_names, mask_dead, open_survey, survey_info, valid_volume
 
 TRACE_KINDS = ("volume", "gathers", "traces")
 TRACE_WORDS = {
@@ -65,7 +65,10 @@ def inspect_survey(url: str, *, layout: SegyLayout | None = None) -> dict[str, A
         "url": url,
         "kind": info["kind"],
         "state": info.get("state"),
-        "axes": {axis: axis_figures(values, _unit(dataset[axis]) if axis in dataset.coords else "") for axis, values in axes.items()},
+        "axes": {
+            axis: axis_figures(values, _unit(dataset[axis]) if axis in dataset.coords else "")
+            for axis, values in axes.items()
+        },
         "domain": info.get("domain"),
         "bin_grid": info.get("bin_grid"),
         "crs": info.get("crs"),
@@ -101,7 +104,8 @@ def render_text(info: dict[str, Any], width: int = 100) -> str:
 
 def _valid_traces(dataset: xr.Dataset, info: dict[str, Any]) -> xr.DataArray:
     """The samples of gathers or single traces, with the mask of live traces as a coordinate."""
-    return dataset[info["variable"]].reset_coords(drop=True).assign_coords(live_mask=dataset["live_mask"].load())
+    samples: xr.DataArray = dataset[info["variable"]].reset_coords(drop=True)
+    return samples.assign_coords(live_mask=dataset["live_mask"].load())
 
 
 def _unit(axis: xr.DataArray) -> str:

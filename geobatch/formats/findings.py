@@ -85,5 +85,3 @@ def _odd_values(distribution: dict[str, Any], quantity: str | None) -> list[str]
         if abs(distribution["mean"]) > 0.5 * std:
             found.append(f"mean {distribution['mean']:g} is far from zero for amplitudes (std {std:g})")
     return found
-
-

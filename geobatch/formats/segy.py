@@ -11,22 +11,24 @@ from typing import Literal
 import numpy as np
 
 from geobatch.errors import FormatError
-from geobatch.formats.segy_file import DELAY as DELAY
-from geobatch.formats.segy_file import FILE_HEADER_BYTES, TEXT_BYTES, TRACE_HEADER_BYTES, TRACE_INTERVAL, TRACE_SAMPLES
+from geobatch.formats.segy_file import (
+    FILE_HEADER_BYTES,
+    TEXT_BYTES,
+    TRACE_HEADER_BYTES,
+    TRACE_INTERVAL,
+    TRACE_SAMPLES,
+    binary_field,
+    is_ebcdic,
+    said_samples,
+)
 from geobatch.formats.segy_file import SegyFile as SegyFile
 from geobatch.formats.segy_file import SegyLayout as SegyLayout
-from geobatch.formats.segy_file import binary_field, is_ebcdic, said_samples
-from geobatch.formats.segy_file import header_field as header_field
-from geobatch.formats.segy_file import set_header_field as set_header_field
-from geobatch.formats.segy_samples import CODE_IBM as CODE_IBM
-from geobatch.formats.segy_samples import CODE_IEEE as CODE_IEEE
 from geobatch.formats.segy_samples import OTHER_CODES, SAMPLE_BYTES, SUPPORTED, ByteOrder
 from geobatch.formats.segy_samples import decode_samples as decode_samples
 from geobatch.formats.segy_samples import encode_samples as encode_samples
 from geobatch.formats.segy_walk import looks_even, walk
 from geobatch.storage import Storage, absolute_url, open_storage, split_url
 
-CODE_INT16 = 3
 FIXED, VARYING = 1, 0
 # The constant of bytes 3297-3300 as a file of either byte order or of swapped pairs has it.
 ENDIAN_CONSTANT = b"\x01\x02\x03\x04"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from geobatch.formats.segy_file import SegyFile
-from geobatch.formats.segy_map import bin_grid, line_figures, map_coordinates, map_unit
+from geobatch.formats.segy_map import LENGTH, bin_grid, line_figures, map_coordinates, map_unit
 from geobatch.formats.segy_meaning import Meaning
 from geobatch.formats.segy_placement import Placement
 from geobatch.formats.segy_scan import FLAT_SAMPLES, TraceTable
@@ -29,7 +29,7 @@ def describe(
     numerical_version: int = 1,
 ) -> dict[str, Any]:
     """The `geobatch` attribute of the survey."""
-    described = {
+    described: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": placement.kind,
         "variable": meaning.quantity,
@@ -159,6 +159,9 @@ def _map_warnings(file: SegyFile, placement: Placement) -> list[str]:
             f"coordinate scalar {odd[0]} in header bytes 71-72 is no power of ten up to 10000: coordinates may be wrong"
         )
     unit = map_unit(file, placement)
+    said = placement.table.fields["coordinate_units"][1]
+    if said > LENGTH and not unit.is_angle:
+        found.append(f"unit code {said} in bytes 89-90 says angles, which the coordinates are not: taken as lengths")
     if unit.is_angle:
         found.append(
             f"coordinates are angles (unit code {unit.code} in bytes 89-90): cdp_x and cdp_y are degrees, spacing in"

@@ -69,7 +69,9 @@ def find_candidate(table: TraceTable, layout: SegyLayout, where: str) -> Candida
         found: list[Candidate] = []
         for pair in pairs:
             # Of an unknown pair, the number that changes less often from trace to trace is the inline.
-            ordered = pair if pairs is known else sorted(pair, key=lambda byte: np.count_nonzero(np.diff(columns[byte])))
+            ordered = (
+                pair if pairs is known else sorted(pair, key=lambda byte: np.count_nonzero(np.diff(columns[byte])))
+            )
             candidate = _try(columns, lines, (ordered[0], ordered[1]), places, known=pairs is known)
             if candidate is not None and not any(candidate.places_as(other) for other in found):
                 found.append(candidate)
@@ -136,8 +138,7 @@ def _try(
         return None
     if places is not None and not lies_regularly(Grid(one.values, two.values, *index), places):
         return None
-    said = (
-        f"inline {one.first} to {one.last}, crossline {two.first} to {two.last}, {traces / cells:.0%} filled"
-        + (", coordinates regular" if places is not None else ", no coordinates to compare")
+    said = f"inline {one.first} to {one.last}, crossline {two.first} to {two.last}, {traces / cells:.0%} filled" + (
+        ", coordinates regular" if places is not None else ", no coordinates to compare"
     )
     return Candidate(*pair, index, said)

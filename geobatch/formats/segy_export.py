@@ -188,7 +188,7 @@ def _select(dataset: xr.Dataset, variable: str | None, where: str) -> tuple[xr.D
     info = survey_info(dataset)
     title = variable or (info.get("variable") if info["kind"] in TRACE_KINDS else "class_map")
     name, _, chosen = str(title).partition(":")
-    axes = dataset["trace_index"].dims + ("sample",) if info["kind"] in TRACE_KINDS else VOLUME_AXES
+    axes = (*dataset["trace_index"].dims, "sample") if info["kind"] in TRACE_KINDS else VOLUME_AXES
     known = [str(n) for n, array in dataset.data_vars.items() if set(axes) <= set(array.dims)]
     if name not in known:
         raise UsageError(
@@ -281,9 +281,7 @@ def encode_slab(traces: Traces, volume: xr.DataArray, source: xr.Dataset, form: 
             yield np.concatenate([raw_headers, raw], axis=1).tobytes(), int(missing.sum())
 
 
-def _as_long(
-    headers: npt.NDArray[np.uint8], raw: npt.NDArray[np.uint8], source: xr.Dataset, form: Form
-) -> bytes:
+def _as_long(headers: npt.NDArray[np.uint8], raw: npt.NDArray[np.uint8], source: xr.Dataset, form: Form) -> bytes:
     """Traces one after another, each as long as its header says."""
     said = header_field(headers, *TRACE_SAMPLES, form.byte_order).astype(np.int64)
     usual = said_samples(
@@ -296,9 +294,7 @@ def _as_long(
     )
 
 
-def _box(
-    array: xr.DataArray, places: tuple[npt.NDArray[np.int64], ...]
-) -> tuple[npt.NDArray[Any], tuple[int, ...]]:
+def _box(array: xr.DataArray, places: tuple[npt.NDArray[np.int64], ...]) -> tuple[npt.NDArray[Any], tuple[int, ...]]:
     """The smallest box of an array that holds all given positions, in memory, and its first position."""
     corner = tuple(int(index.min()) for index in places)
     box = array[tuple(slice(first, int(index.max()) + 1) for first, index in zip(corner, places, strict=True))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,15 @@ Duplicates = Literal["first", "last", "refuse"]
 Numbers = npt.NDArray[np.int32]
 
 
-class Lines(NamedTuple):
-    """Numbers in equal steps: the first, the step, and how many."""
+@dataclass(frozen=True)
+class Lines:
+    """Numbers in equal steps.
+
+    Attributes:
+        first: The first number.
+        step: From one to the next.
+        count: How many there are.
+    """
 
     first: int
     step: int

@@ -131,9 +131,7 @@ class Options(IngestOptions):
     @property
     def layout(self) -> SegyLayout:
         """Where the file keeps its geometry."""
-        return SegyLayout(
-            self.inline_byte, self.crossline_byte, self.x_byte, self.y_byte, offset=self.offset_byte
-        )
+        return SegyLayout(self.inline_byte, self.crossline_byte, self.x_byte, self.y_byte, offset=self.offset_byte)
 
     @property
     def arrangement(self) -> Arrangement:
@@ -179,13 +177,17 @@ def ingest(
         GeometryError: its traces do not make what was asked for, or start at different times.
         UsageError: a complete survey is there already, or options contradict each other.
     """
-    places = {} if layout is None else {
-        "inline_byte": layout.inline,
-        "crossline_byte": layout.crossline,
-        "x_byte": layout.cdp_x,
-        "y_byte": layout.cdp_y,
-        "offset_byte": layout.offset,
-    }
+    places = (
+        {}
+        if layout is None
+        else {
+            "inline_byte": layout.inline,
+            "crossline_byte": layout.crossline,
+            "x_byte": layout.cdp_x,
+            "y_byte": layout.cdp_y,
+            "offset_byte": layout.offset,
+        }
+    )
     run = IngestRun(overwrite, num_cpus, on_progress)
     return ingest_source(src_url, dst_url, _options({**places, **options}), run)
 
@@ -366,4 +368,6 @@ def _refuse_changed(file: SegyFile) -> None:
 def _options(given: dict[str, Any]) -> Options:
     from geobatch.formats import parse_options
 
-    return parse_options("segy", given)
+    options = parse_options("segy", given)
+    assert isinstance(options, Options)
+    return options

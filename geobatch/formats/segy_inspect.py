@@ -41,11 +41,11 @@ def describe_file(
 ) -> dict[str, Any]:
     """The description of a scanned file, as `geobatch.inspect` describes the survey made of it."""
     info = describe(file, placement, meaning, crs, identity="")
-    axes = {**placement.axes, "sample": samples}
+    axes: dict[str, Any] = {**placement.axes, "sample": samples}
     if placement.kind == "traces":
-        axes = {"trace": np.arange(file.trace_count), **axes}
-    units = {"sample": meaning.sample_unit}
-    described = {
+        axes = {"trace": np.arange(file.trace_count), "sample": samples}
+    units: dict[str, str] = {"sample": meaning.sample_unit}
+    described: dict[str, Any] = {
         "url": file.url,
         "kind": "segy",
         "makes": placement.kind,

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from geobatch.formats.segy_detect import RECEIVER_X, RECEIVER_Y, SOURCE_X, SOURCE_Y
 from geobatch.formats.segy_file import SegyFile
 from geobatch.formats.segy_geometry import coordinates, fit_bin_grid
 from geobatch.formats.segy_placement import Placement
 
 FEET_TO_M = 0.3048
+FULL_CIRCLE = 360.0
 EARTH_RADIUS_M = 6371008.8
 # Trace header bytes 89-90.
 LENGTH, ARC_SECONDS, DEGREES, DEGREES_MINUTES_SECONDS = 1, 2, 3, 4
@@ -53,10 +55,16 @@ class MapUnit:
 
 
 def map_unit(file: SegyFile, placement: Placement) -> MapUnit:
-    """The unit of a file's coordinates: the largest code of its live traces; codes no standard has count as length."""
+    """The unit of a file's coordinates: the largest code of its live traces.
+
+    Codes that no standard has count as length, and so do angles beyond the full circle.
+    """
     code = placement.table.fields["coordinate_units"][1]
     if code in (ARC_SECONDS, DEGREES, DEGREES_MINUTES_SECONDS):
-        return MapUnit(code, "degrees", math.nan)
+        pairs = [(None, None), (SOURCE_X, SOURCE_Y), (RECEIVER_X, RECEIVER_Y)]
+        values = [_degrees(v, code) for pair in pairs for v in coordinates(placement.table, *pair)]
+        if max(float(np.abs(v).max()) for v in values) <= FULL_CIRCLE:
+            return MapUnit(code, "degrees", math.nan)
     return MapUnit(LENGTH, "ft", FEET_TO_M) if file.in_feet else MapUnit(LENGTH, "m", 1.0)
 
 

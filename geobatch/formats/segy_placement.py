@@ -133,7 +133,8 @@ def arrange(table: TraceTable, layout: SegyLayout, where: str, how: Arrangement)
             return dataclasses.replace(found, notes=(note, *found.notes))
     if how.geometry != "auto":
         raise failures[-1]
-    reasons = "; ".join(f"no {name}: {e.what} ({e.measured})" for name, e in zip(("grid", "gathers"), failures))
+    names = ("grid", "gathers")[: len(failures)]
+    reasons = "; ".join(f"no {name}: {e.what} ({e.measured})" for name, e in zip(names, failures, strict=True))
     return _line(table, layout, (f"kept as single traces, {reasons}",))
 
 

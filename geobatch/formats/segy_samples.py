@@ -10,10 +10,10 @@ import numpy.typing as npt
 from geobatch.formats.ibm import decode_ibm, encode_ibm
 
 ByteOrder = Literal[">", "<"]
-CODE_IBM, CODE_IEEE = 1, 5
+CODE_IBM, CODE_INT16, CODE_IEEE = 1, 3, 5
 KINDS = {
     2: "i4",
-    3: "i2",
+    CODE_INT16: "i2",
     CODE_IEEE: "f4",
     6: "f8",
     8: "i1",

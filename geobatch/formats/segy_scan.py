@@ -13,7 +13,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -201,12 +201,9 @@ def dump_table(table: TraceTable) -> bytes:
         "lowest": table.lowest,
     }
     sink = io.BytesIO()
-    np.savez_compressed(
-        sink,
-        told=np.frombuffer(json.dumps(told).encode(), np.uint8),
-        **{name: getattr(table, name) for name in COLUMNS},
-        **{f"word_{byte}": values for byte, values in table.words.items()},
-    )
+    arrays: dict[str, Any] = {name: getattr(table, name) for name in COLUMNS}
+    arrays |= {f"word_{byte}": values for byte, values in table.words.items()}
+    np.savez_compressed(sink, told=np.frombuffer(json.dumps(told).encode(), np.uint8), **arrays)
     return sink.getvalue()
 
 
@@ -232,8 +229,12 @@ def _flat(samples: npt.NDArray[np.float32], extremes: npt.NDArray[np.float32], s
     if value == 0:
         return float(value), 0
     at = samples[extremes == value] == value
-    stays = np.lib.stride_tricks.sliding_window_view(at, min(FLAT_SAMPLES, at.shape[1]), axis=1).all(axis=2)
-    return float(value), int(stays.any(axis=1).sum()) if at.shape[1] >= FLAT_SAMPLES else 0
+    if at.shape[1] < FLAT_SAMPLES:
+        return float(value), 0
+    stays = functools.reduce(
+        np.logical_and, (at[:, i : at.shape[1] - FLAT_SAMPLES + 1 + i] for i in range(FLAT_SAMPLES))
+    )
+    return float(value), int(stays.any(axis=1).sum())
 
 
 def _higher(one: Extreme, two: Extreme) -> Extreme:

@@ -126,14 +126,14 @@ def small_arrays(
         limit = LINE_CHUNK if len(dims) == 1 else MAP_CHUNK
         chunks = tuple(min(limit, n) for n in values.shape)
         specs.append(ArraySpec(name, dims, values.shape, values.dtype.name, chunks, chunks, fill, attributes))
-    values = {**axes, **{name: array for name, _, array, _, _ in beside}}
+    found = {**axes, **{name: array for name, _, array, _, _ in beside}}
     raw = {"file_header": ("raw SEG-Y file header", file.header)}
     if file.trailer:
         raw["file_trailer"] = ("raw SEG-Y data trailer", file.trailer)
     for name, (about, body) in raw.items():
-        values[name] = np.frombuffer(body, np.uint8)
-        specs.append(ArraySpec.small(name, (f"{name}_byte",), values[name], long_name=about))
-    return specs, values
+        found[name] = np.frombuffer(body, np.uint8)
+        specs.append(ArraySpec.small(name, (f"{name}_byte",), found[name], long_name=about))
+    return specs, found
 
 
 def identity_of(kind: str, digests: list[str], values: dict[str, npt.NDArray[Any]]) -> str:
