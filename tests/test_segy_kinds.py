@@ -142,7 +142,9 @@ def test_gathers_stand_on_inline_crossline_and_offset(tmp_path: Path) -> None:
     assert (survey["fold"].values == 3).all()
     assert info["fold"] == {"min": 3, "median": 3.0, "max": 3, "empty_bins": 0}
     assert info["bin_grid"]["inline_spacing_m"] == pytest.approx(np.hypot(25, 20))
-    assert [fault.where for fault in read_quality(str(tmp_path / "survey"))] == ["a.sgy trace 5 (inline 0, crossline 1)"]
+    assert [fault.where for fault in read_quality(str(tmp_path / "survey"))] == [
+        "a.sgy trace 5 (inline 0, crossline 1)"
+    ]
     assert_comes_back(path)
     of_file, of_survey = inspect_survey(str(path)), inspect_survey(str(tmp_path / "survey"))
     for key in ("axes", "bin_grid", "fold", "quantity", "suspicious"):
@@ -153,7 +155,9 @@ def test_offsets_fall_into_bins_and_missing_ones_are_invalid(tmp_path: Path) -> 
     random = np.random.default_rng(0)
     jitter = (np.tile([100, 200, 300], 42) + random.integers(-20, 20, 126)).tolist()
     kept = np.flatnonzero(random.random(126) > 0.1)
-    fields = {byte: np.array(values)[kept].tolist() for byte, values in (gather_fields([0, 0, 0]) | {37: jitter}).items()}
+    fields = {
+        byte: np.array(values)[kept].tolist() for byte, values in (gather_fields([0, 0, 0]) | {37: jitter}).items()
+    }
     values = random_traces(*[10] * kept.size)
     path = raw_segy(tmp_path / "a.sgy", values, fields=fields)
     assert survey_info(survey_of(path))["kind"] == "traces"
@@ -218,7 +222,9 @@ def test_duplicates_are_refused_on_demand_and_when_they_are_many(tmp_path: Path)
     assert "no grid: several traces share" in survey_info(survey)["warnings"][0]
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30), st.sampled_from(["first", "last"]))
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30), st.sampled_from(["first", "last"])
+)
 def test_every_place_keeps_exactly_one_trace_and_a_live_one_if_it_has_one(
     traces: list[tuple[int, bool]], rule: Any
 ) -> None:

@@ -271,6 +271,6 @@ def _may_vary(file: SegyFile, first_trace: bytes, count: int, over: int) -> bool
     if file.revision >= 1 and flag == FIXED:
         return False
     if over or not count:
-        return not looks_even(file, count)
+        return not looks_even(file, count, over)
     said = int(binary_field(first_trace, *TRACE_SAMPLES, file.byte_order))
     return file.revision >= 1 and said not in (0, file.sample_count)

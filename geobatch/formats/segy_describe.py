@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from geobatch.formats.segy_file import SegyFile
+from geobatch.formats.segy_file import SegyFile, said_samples
 from geobatch.formats.segy_map import LENGTH, bin_grid, line_figures, map_coordinates, map_unit
 from geobatch.formats.segy_meaning import Meaning
 from geobatch.formats.segy_placement import Placement
@@ -137,9 +137,12 @@ def _file_warnings(file: SegyFile, table: TraceTable) -> list[str]:
     low, high = table.fields["trace_samples"]
     if file.uneven:
         found.append(f"traces differ in length: {low} to {high} samples, shorter ones end in NaN")
-    elif low and (low, high) != (file.sample_count, file.sample_count):
+    elif (low, high) not in ((0, 0), (file.sample_count, file.sample_count)):
         differ = ": if they differ in length, --set lengths=varying" if low != high else ""
         found.append(f"trace headers give {low} to {high} samples, the binary header {file.sample_count}{differ}")
+    said = said_samples(file.header, file.byte_order, file.revision)
+    if not file.uneven and said not in (0, file.sample_count):
+        found.append(f"the file header gives {said} samples, trace headers {file.sample_count}, which fit the file")
     for part in file.parts or (file,):
         if part.left_over:
             found.append(f"{part.left_over} bytes at the end of {part.url} make no whole trace and were left out")

@@ -16,25 +16,29 @@ WINDOW_BYTES = 4 * 2**20
 MOST_PADDING = 4
 
 
-def looks_even(file: SegyFile, count: int) -> bool:
-    """True when traces at the places of equal length say that length: the file was cut, its traces are even.
+def looks_even(file: SegyFile, count: int, over: int) -> bool:
+    """True when traces at the places of equal length say that length, or nothing: the file was cut, not uneven.
 
     Args:
         file: With the sample count of its header.
         count: Whole traces of that length.
+        over: Bytes after them.
     """
     root, name = split_url(file.url)
     storage = open_storage(root)
-    for ordinal in sorted({0, count // 2, count - 1} & set(range(count))):
+    whole = {0, count // 2, count - 1} & set(range(count))
+    said = []
+    for ordinal in sorted(whole | ({count} if over >= file.header_bytes else set())):
         start = len(file.header) + ordinal * file.trace_bytes
         header = storage.get_range(name, start, file.header_bytes)
-        if int(binary_field(header, *TRACE_SAMPLES, file.byte_order)) not in (0, file.sample_count):
-            return False
-    return count > 0
+        said.append(int(binary_field(header, *TRACE_SAMPLES, file.byte_order)))
+    return bool(said) and said[0] in (0, file.sample_count) and len(set(said)) == 1
 
 
 def walk(file: SegyFile, *, drop: bool, force: bool) -> SegyFile | None:
     """The file with the places of its traces by bytes 115-116 of each; None when they do not end with the file.
+
+    Traces that turn out to be of one length have none: only the file header was wrong.
 
     Reads the file once in windows of 4 MiB and keeps 8 bytes a trace.
 
@@ -74,8 +78,13 @@ def walk(file: SegyFile, *, drop: bool, force: bool) -> SegyFile | None:
         )
     if longest == 0:
         return None
+    even = int(np.diff(places).min()) == int(np.diff(places).max())
     return dataclasses.replace(
-        file, sample_count=longest, trace_count=len(places) - 1, starts=places, left_over=left_over
+        file,
+        sample_count=longest,
+        trace_count=len(places) - 1,
+        starts=None if even else places,
+        left_over=left_over,
     )
 
 
