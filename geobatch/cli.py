@@ -148,14 +148,18 @@ def retry(output: ScoredUrl, as_json: AsJson = False) -> None:
 @app.command()
 def export(
     src: Source,
-    dst: Annotated[str, typer.Argument(help="URL of the SEG-Y file to write.")],
+    dst: Annotated[str, typer.Argument(help="URL of the SEG-Y file to write, or of an MDIO group: NAME.mdio.")],
     variable: Annotated[str | None, typer.Option(help="class_map, probability:NAME or the survey's volume.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a file that is there already.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a survey or a scored survey as SEG-Y with the headers of its source."""
+    """Write a survey or a scored survey as SEG-Y with the headers of its source, or a survey as MDIO."""
+    from geobatch.formats.mdio import export_mdio
     from geobatch.formats.segy_export import export_segy
 
+    if dst.rstrip("/").endswith(".mdio") and variable is None:
+        _print_result(export_mdio(src, dst, overwrite=overwrite), as_json)
+        return
     _print_result(export_segy(src, dst, variable=variable, overwrite=overwrite), as_json)
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from geobatch.formats import FORMATS
 from geobatch.formats.findings import axis_figures, quality, suspicious
 from geobatch.formats.segy_file import SegyLayout
+from geobatch.formats.segy_geometry import Grid, fit_bin_grid
 from geobatch.formats.segy_ingest import Options
 from geobatch.formats.segy_inspect import inspect_file
 from geobatch.preprocess.statistics import as_dask, class_counts, percentiles
@@ -78,8 +79,10 @@ def inspect_survey(url: str, *, layout: SegyLayout | None = None) -> dict[str, A
     if info["kind"] in TRACE_KINDS:
         volume = valid_volume(dataset, url) if info["kind"] == "volume" else _valid_traces(dataset, info)
         described |= quality(info, volume.attrs.get("units", ""))
-        if "live_mask" in dataset and info["kind"] == "volume":
+        if "live_mask" in dataset and info["kind"] == "volume" and not info.get("sparse"):
             described["traces"] |= _dead_lines(dataset["live_mask"].values, dataset, axes)
+        if info.get("sparse"):
+            described |= _of_maps(dataset)
         if described["distribution"].get("count") != 0:
             values = percentiles(mask_dead(as_dask(volume)), LEVELS)
             described["distribution"]["percentiles"] = dict(zip(map(str, LEVELS), values, strict=True))
@@ -121,6 +124,21 @@ def _storage(array: xr.DataArray) -> dict[str, Any]:
         "chunks": list(array.encoding.get("chunks") or array.shape),
         "shards": list(array.encoding.get("shards") or array.encoding.get("chunks") or array.shape),
     }
+
+
+def _of_maps(dataset: xr.Dataset) -> dict[str, Any]:
+    """Bin grid and number of traces of a group of another maker, which tells neither, from its maps."""
+    found: dict[str, Any] = {}
+    if "live_mask" in dataset:
+        live = dataset["live_mask"].values
+        found["traces"] = {"traces": int(live.sum()), "missing_traces": int((~live).sum())}
+    if "cdp_x" in dataset and dataset["cdp_x"].dims == ("inline", "crossline"):
+        x, y = dataset["cdp_x"].values, dataset["cdp_y"].values
+        places = np.nonzero(np.isfinite(x) & np.isfinite(y))
+        index = (places[0].astype(np.int32), places[1].astype(np.int32))
+        grid = Grid(dataset["inline"].values, dataset["crossline"].values, *index)
+        found["bin_grid"] = fit_bin_grid(grid, x[places], y[places]) if places[0].size else None
+    return found
 
 
 def _dead_lines(live: npt.NDArray[np.bool_], dataset: xr.Dataset, axes: dict[str, Any]) -> dict[str, Any]:

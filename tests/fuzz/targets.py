@@ -11,12 +11,8 @@ import numpy as np
 from segy_files import write_segy
 
 from geobatch.errors import GeobatchError
-from geobatch.fanout import open_fanout
-from geobatch.formats.segy import SegyLayout, open_segy
-from geobatch.formats.segy_geometry import make_grid
-from geobatch.formats.segy_ingest import scan
-from geobatch.formats.segy_meaning import judge
-from geobatch.formats.segy_survey import sample_axis
+from geobatch.formats.segy_ingest import Options
+from geobatch.formats.segy_inspect import inspect_file
 from geobatch.job import load_job
 
 ROOT = Path(__file__).parents[2]
@@ -25,12 +21,7 @@ NAME = "fuzzed"
 
 def read_segy(path: Path) -> None:
     """All of an ingest but its writing."""
-    file, layout = open_segy(str(path)), SegyLayout()
-    with open_fanout(small=True) as fanout:
-        table = scan(file, layout, fanout)
-    meaning = judge(file, table)
-    make_grid(table, layout, file.url)
-    sample_axis(file, table, meaning, None)
+    inspect_file(str(path), Options())
 
 
 def read_job(path: Path) -> None:
