@@ -90,7 +90,7 @@ def test_group_that_no_survey_is_like_is_refused(recorded: Path, tmp_path: Path)
         open_survey(str(recorded))
     group["attributes"]["attributes"]["defaultVariableName"] = "porosity"
     path.write_text(json.dumps(group))
-    with pytest.raises(FormatError, match="lacks its variable.*porosity"):
+    with pytest.raises(FormatError, match=r"lacks its variable.*porosity"):
         open_survey(str(recorded))
     path.unlink()
     with pytest.raises(NotFoundError):
@@ -142,7 +142,7 @@ def test_export_replaces_only_mdio_and_only_on_demand(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there already"):
         export_mdio(survey, survey, overwrite=True)
     ingest(str(raw_segy(tmp_path / "b.sgy", random_traces(*[5] * 4))), str(tmp_path / "traces"))
-    with pytest.raises(UsageError, match="volumes and gathers.*kind traces"):
+    with pytest.raises(UsageError, match=r"volumes and gathers.*kind traces"):
         export_mdio(str(tmp_path / "traces"), str(tmp_path / "b.mdio"))
 
 

@@ -84,7 +84,9 @@ def open_mdio(url: str, attributes: dict[str, Any]) -> xr.Dataset:
         )
     name = str(attributes["attributes"].get("defaultVariableName", "amplitude"))
     if name not in dataset:
-        raise FormatError("MDIO group lacks its variable", where=url, measured=name, limit=", ".join(dataset.data_vars))
+        raise FormatError(
+            "MDIO group lacks its variable", where=url, measured=name, limit=", ".join(map(str, dataset.data_vars))
+        )
     *places, vertical = map(str, dataset[name].dims)
     if vertical not in VERTICAL or tuple(places) not in KINDS:
         raise FormatError(
