@@ -60,7 +60,7 @@ def find_candidate(table: TraceTable, layout: SegyLayout, where: str) -> Candida
         GeometryError: several pairs of positions place them differently.
     """
     taken = {layout.offset, SOURCE_X, SOURCE_Y, RECEIVER_X, RECEIVER_Y}
-    columns = {byte: values for byte, values in table.words.items() if byte not in taken}
+    columns = {byte: table.word(byte) for byte in table.words if byte not in taken}
     lines = {byte: Lines.of(values) for byte, values in columns.items()}
     places = map_places(table)
     known = [pair for pair in KNOWN if set(pair) <= set(columns)]
