@@ -191,6 +191,15 @@ def test_pattern_finds_objects_in_a_bucket(s3: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(open_survey(str(tmp_path / "survey"))["amplitude"].values, values)
 
 
+def test_files_of_uneven_traces_make_one_survey(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    one = raw_segy(tmp_path / "raw/a.sgy", random_traces(10, 25, 7), fields={189: [1, 1, 1], 193: [1, 2, 3]})
+    two = raw_segy(tmp_path / "raw/b.sgy", random_traces(10, 3, 25, seed=1), fields={189: [2, 2, 2], 193: [1, 2, 3]})
+    ingest(str(tmp_path / "raw"), str(tmp_path / "survey"))
+    export_segy(str(tmp_path / "survey"), str(tmp_path / "again.sgy"))
+    assert (tmp_path / "again.sgy").read_bytes() == one.read_bytes() + two.read_bytes()[3600:]
+
+
 def test_traces_that_two_files_share_are_duplicates(tmp_path: Path) -> None:
     values, paths = parts(tmp_path / "raw")
     with segyio.open(paths[1], "r+", ignore_geometry=True) as file:

@@ -38,7 +38,7 @@ def survey_of(path: Path, **options: Any) -> xr.Dataset:
 def assert_comes_back(path: Path) -> None:
     """Export gives the file again, byte for byte, and segyio reads the same traces from both."""
     again = path.with_name("again.sgy")
-    export_segy(str(path.with_name("survey")), str(again), slab_bytes=5000, overwrite=True)
+    export_segy(str(path.with_name("survey")), str(again), slab_bytes=200_000, overwrite=True)
     with segyio.open(path, ignore_geometry=True) as one, segyio.open(again, ignore_geometry=True) as two:
         assert one.tracecount == two.tracecount
         for trace in range(one.tracecount):
@@ -101,7 +101,8 @@ def test_source_coordinates_stand_in_for_those_of_the_bin(tmp_path: Path) -> Non
 def test_real_lines_and_shot_records_keep_their_traces(name: str, test_data: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.sgy"
     path.write_bytes((test_data / "subsurface" / name).read_bytes())
-    survey = survey_of(path)
+    ingest(str(path), str(tmp_path / "survey"))
+    survey = open_survey(str(tmp_path / "survey"))
     info = survey_info(survey)
     with segyio.open(path, ignore_geometry=True) as file:
         np.testing.assert_array_equal(survey["amplitude"].values, file.trace.raw[:])
@@ -149,6 +150,14 @@ def test_gathers_stand_on_inline_crossline_and_offset(tmp_path: Path) -> None:
     of_file, of_survey = inspect_survey(str(path)), inspect_survey(str(tmp_path / "survey"))
     for key in ("axes", "bin_grid", "fold", "quantity", "suspicious"):
         assert of_file[key] == of_survey[key]
+
+
+def test_gathers_are_found_in_other_header_bytes(tmp_path: Path) -> None:
+    fields = gather_fields([100, 200])
+    fields |= {9: fields.pop(189), 21: fields.pop(193)}
+    survey = survey_of(raw_segy(tmp_path / "a.sgy", random_traces(*[10] * 84), fields=fields))
+    assert survey["amplitude"].shape == (6, 7, 2, 10)
+    assert any("header bytes 9 and 21" in warning for warning in survey_info(survey)["warnings"])
 
 
 def test_offsets_fall_into_bins_and_missing_ones_are_invalid(tmp_path: Path) -> None:

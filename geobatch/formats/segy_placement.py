@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from geobatch.errors import GeometryError
-from geobatch.formats.segy_detect import SOURCE_X, SOURCE_Y, find_candidate, lies_regularly, source_places
+from geobatch.formats.segy_detect import KNOWN, SOURCE_X, SOURCE_Y, find_candidate, lies_regularly, source_places
 from geobatch.formats.segy_file import SegyLayout
 from geobatch.formats.segy_geometry import (
     MIN_FILL,
@@ -131,6 +131,10 @@ def arrange(table: TraceTable, layout: SegyLayout, where: str, how: Arrangement)
             )
             found = _volume(_retaken(table, taken), taken, where, how)
             return dataclasses.replace(found, notes=(note, *found.notes))
+    if how.detect and how.geometry != "grid" and pre_stack:
+        found_gathers = _known_gathers(table, layout, where, how)
+        if found_gathers is not None:
+            return found_gathers
     if how.geometry != "auto":
         raise failures[-1]
     names = ("grid", "gathers")[: len(failures)]
@@ -214,6 +218,26 @@ def _gathers(table: TraceTable, layout: SegyLayout, where: str, how: Arrangement
         layout=layout,
         table=table,
     )
+
+
+def _known_gathers(table: TraceTable, layout: SegyLayout, where: str, how: Arrangement) -> Placement | None:
+    """Gathers by the first pair of header positions that writers use whose bins lie regularly on the map, or None."""
+    x, y = coordinates(table)
+    if not (np.ptp(x) or np.ptp(y)):
+        return None
+    for inline, crossline in KNOWN:
+        taken = dataclasses.replace(layout, inline=inline, crossline=crossline)
+        try:
+            found = _gathers(_retaken(table, taken), taken, where, how)
+        except GeometryError:
+            continue
+        if found.bins is not None and 1 not in found.bins.shape and lies_regularly(found.bins, (x, y)):
+            note = (
+                f"inline and crossline were taken from header bytes {inline} and {crossline}, over which the bins lie"
+                f" regularly, because bytes {layout.inline} and {layout.crossline} make no gathers"
+            )
+            return dataclasses.replace(found, notes=(note,))
+    return None
 
 
 def _line(table: TraceTable, layout: SegyLayout, notes: tuple[str, ...]) -> Placement:

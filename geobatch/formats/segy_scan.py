@@ -1,8 +1,8 @@
 """One pass over a SEG-Y file in slabs of traces: the headers that make its geometry, and sample statistics.
 
 Headers stand between the samples, so a bucket gives them fastest by reading whole slabs; the samples that come along
-are reduced to statistics at once and dropped. Of each trace the table keeps 20 bytes and, packed into 0.1 to 2 more, the
-words in `KEPT` that vary: what another geometry may be found in.
+are reduced to statistics at once and dropped. Of each trace the table keeps 20 bytes, and packed into some 0.1 to 2
+more the words in `KEPT` that vary: what another geometry may be found in.
 """
 
 from __future__ import annotations

@@ -30,8 +30,9 @@ def open_source(url: str, *, truncated: Truncated = "refuse", lengths: Lengths =
     """
     url = absolute_url(url)
     root, name = split_url(url)
-    is_folder = next(open_storage(url).list(), None) is not None
-    if not is_folder and open_storage(root).exists(name):
+    # Who may read a file may not be allowed to list its bucket.
+    named = name.lower().endswith(SUFFIXES) or next(open_storage(url).list(), None) is None
+    if named and open_storage(root).exists(name):
         return open_segy(url, truncated=truncated, lengths=lengths)
     found = find_files(url)
     if not found:
