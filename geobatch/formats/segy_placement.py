@@ -139,7 +139,11 @@ def arrange(table: TraceTable, layout: SegyLayout, where: str, how: Arrangement)
         raise failures[-1]
     names = ("grid", "gathers")[: len(failures)]
     reasons = "; ".join(f"no {name}: {e.what} ({e.measured})" for name, e in zip(names, failures, strict=True))
-    return _line(table, layout, (f"kept as single traces, {reasons}",))
+    return _line(
+        table,
+        layout,
+        (f"kept as single traces, {reasons}; if they lie on a grid, --set inline_byte=… --set crossline_byte=…",),
+    )
 
 
 def _volume(table: TraceTable, layout: SegyLayout, where: str, how: Arrangement) -> Placement:
