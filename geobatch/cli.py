@@ -65,11 +65,19 @@ def formats(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def inspect(url: Source, as_json: AsJson = False) -> None:
-    """What a survey holds: geometry, units, values, dead traces."""
+def inspect(
+    url: Source,
+    format_name: Annotated[
+        str | None, typer.Option("--format", help="Of a raw source; by the suffix if absent.")
+    ] = None,
+    options: Annotated[list[str] | None, typer.Option("--set", help="key=value, an option of the format.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a survey or a raw source holds, suspicious things first."""
     from geobatch.inspect import inspect_survey, render_text
+    from geobatch.job import with_overrides
 
-    info = inspect_survey(url)
+    info = inspect_survey(url, format_name=format_name, options=with_overrides({}, options or []))
     if as_json:
         _print_result(info, True)
     else:
@@ -148,7 +156,7 @@ def retry(output: ScoredUrl, as_json: AsJson = False) -> None:
 @app.command()
 def export(
     src: Source,
-    dst: Annotated[str, typer.Argument(help="URL of the file to write.")],
+    dst: Annotated[str, typer.Argument(help="URL of the file to write, or of an MDIO group: NAME.mdio.")],
     variable: Annotated[str | None, typer.Option(help="class_map, probability:NAME or the survey's volume.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a file that is there already.")] = False,
     as_json: AsJson = False,

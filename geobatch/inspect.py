@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import PurePosixPath
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,27 +11,28 @@ import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
-from geobatch.fanout import open_fanout
-from geobatch.formats import FORMATS
+from geobatch.formats import find_format, format_of, parse_options
 from geobatch.formats.catalogue_inspect import catalogue_rows, inspect_catalogue
+from geobatch.formats.findings import axis_figures, quality, suspicious
 from geobatch.formats.logs_inspect import inspect_wells, well_rows
 from geobatch.formats.miniseed_inspect import inspect_waveforms, waveform_rows
 from geobatch.formats.raster_inspect import raster_classes, raster_quality, raster_rows
-from geobatch.formats.segy import SegyFile, SegyLayout, open_segy
-from geobatch.formats.segy_geometry import make_grid
-from geobatch.formats.segy_ingest import SMALL_FILE_BYTES, scan
-from geobatch.formats.segy_meaning import judge
-from geobatch.formats.segy_survey import describe, sample_axis
+from geobatch.formats.segy_geometry import Grid, fit_bin_grid
 from geobatch.formats.windows_survey import inspect_windows, window_rows
 from geobatch.preprocess.statistics import as_dask, class_counts, percentiles
 from geobatch.storage import absolute_url
-from geobatch.survey import VOLUME_AXES, class_names, mask_dead, open_survey, survey_info, valid_volume
+from geobatch.survey import class_names, mask_dead, open_survey, survey_info, valid_volume
 
+TRACE_KINDS = ("volume", "gathers", "traces")
+TRACE_WORDS = {
+    "traces": "recorded",
+    "dead_traces": "dead",
+    "missing_traces": "missing",
+    "duplicate_traces": "duplicate",
+    "non_finite_traces": "with samples not finite",
+    "clipped_traces": "clipped",
+}
 LEVELS = (0.5, 1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 99.5)
-MANY_DEAD = 0.05
-# Half a bin: traces further off stand in their neighbour's place.
-MAX_RESIDUAL_BINS = 0.5
-HEAVY_TAIL = 100.0
 
 # Kinds that their formats describe, and the lines of each description.
 _KINDS: dict[
@@ -46,43 +46,56 @@ _KINDS: dict[
 _ROWS = {"miniseed": waveform_rows, **{kind: rows for kind, (_, rows) in _KINDS.items()}}
 
 
-def inspect_survey(url: str, *, layout: SegyLayout | None = None) -> dict[str, Any]:
-    """A JSON description of the survey or SEG-Y file at `url`: geometry, units, distribution, dead traces.
+def inspect_survey(
+    url: str, *, format_name: str | None = None, options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A JSON description of the survey or raw source at `url`: geometry, units, distribution, what is suspicious.
 
     Args:
-        url: A survey made by geobatch, or a SEG-Y file, which is scanned without being ingested.
-        layout: Trace header positions of a SEG-Y file, SEG-Y rev 1 by default.
+        url: A survey, or a raw file or folder, which is scanned without being ingested.
+        format_name: Of a raw source; found by the suffix when not given.
+        options: Of the format, as ingest takes them.
 
     Raises:
         NotFoundError: nothing is there.
+        UsageError: the format or an option is unknown.
         DataError: what is there is no survey, or a damaged file.
     """
     url = absolute_url(url)
     if PurePosixPath(url).suffix.lower() in FORMATS["segy"].suffixes:
-        return _inspect_segy(open_segy(url), layout or SegyLayout())
-    for name in ("las", "catalogue", "raster", "miniseed"):
-        if PurePosixPath(url).suffix.lower() in FORMATS[name].suffixes:
-            return {"axes": {}, **FORMATS[name].inspect(url, FORMATS[name].options())}
+    # A survey may be called .zarr too: a foreign group is told by --format.
+    name = format_name or (None if url.endswith(".zarr") else format_of(url))
+    if name is not None:
+        format_ = find_format(url, name)[1]
+        return {"axes": {}, **format_.inspect(url, parse_options(name, options or {}))}
     dataset = open_survey(url)
     info = survey_info(dataset)
     if info["kind"] in _KINDS:
         return _KINDS[info["kind"]][0](dataset, url)
     axes = {str(axis): dataset[axis].values for axis in dataset.dims if axis in dataset.coords}
+    if info["kind"] == "traces":
+        axes = {"trace": np.arange(dataset.sizes["trace"]), **axes}
     described: dict[str, Any] = {
         "url": url,
         "kind": info["kind"],
         "state": info.get("state"),
-        "axes": {axis: _axis(values, _unit(dataset[axis])) for axis, values in axes.items()},
+        "axes": {
+            axis: axis_figures(values, _unit(dataset[axis]) if axis in dataset.coords else "")
+            for axis, values in axes.items()
+        },
         "domain": info.get("domain"),
         "bin_grid": info.get("bin_grid"),
         "crs": info.get("crs"),
         "variables": {str(name): _storage(array) for name, array in dataset.data_vars.items()},
     }
-    if info["kind"] == "volume":
-        volume = valid_volume(dataset, url)
-        described |= _quality(info, volume.attrs.get("units", ""))
-        if "live_mask" in dataset:
+    described |= {name: info[name] for name in ("fold", "line") if name in info}
+    if info["kind"] in TRACE_KINDS:
+        volume = valid_volume(dataset, url) if info["kind"] == "volume" else _valid_traces(dataset, info)
+        described |= quality(info, volume.attrs.get("units", ""))
+        if "live_mask" in dataset and info["kind"] == "volume" and not info.get("sparse"):
             described["traces"] |= _dead_lines(dataset["live_mask"].values, dataset, axes)
+        if info.get("sparse"):
+            described |= _of_maps(dataset)
         if described["distribution"].get("count") != 0:
             values = percentiles(mask_dead(as_dask(volume)), LEVELS)
             described["distribution"]["percentiles"] = dict(zip(map(str, LEVELS), values, strict=True))
@@ -91,7 +104,7 @@ def inspect_survey(url: str, *, layout: SegyLayout | None = None) -> dict[str, A
         described |= {"classes": classes} if (classes := raster_classes(dataset, info)) else {}
     if "class_map" in dataset:
         described["classes"] = _classes(dataset["class_map"])
-    return {"suspicious": _suspicious(described, info), **described}
+    return {"suspicious": suspicious(described, info), **described}
 
 
 def render_text(info: dict[str, Any], width: int = 100) -> str:
@@ -108,39 +121,10 @@ def render_text(info: dict[str, Any], width: int = 100) -> str:
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 
-def _inspect_segy(file: SegyFile, layout: SegyLayout) -> dict[str, Any]:
-    """The description of a SEG-Y file from one pass over it."""
-    with open_fanout(small=file.size_bytes <= SMALL_FILE_BYTES) as fanout:
-        table = scan(file, layout, fanout)
-    meaning = judge(file, table)
-    grid = make_grid(table, layout, file.url)
-    samples = sample_axis(file, table, meaning, None)
-    info = describe(file, table, grid, meaning, layout, None, identity="")
-    values: dict[str, npt.NDArray[Any]] = {"inline": grid.inline, "crossline": grid.crossline, "sample": samples}
-    units = {"inline": "", "crossline": "", "sample": meaning.sample_unit}
-    described = {
-        "url": file.url,
-        "kind": "segy",
-        "axes": {axis: _axis(values[axis], units[axis]) for axis in VOLUME_AXES},
-        "domain": meaning.domain,
-        "bin_grid": info["bin_grid"],
-        "crs": None,
-        "source": info["source"],
-        "text": file.text.splitlines(),
-        **_quality(info, meaning.units),
-    }
-    return {"suspicious": _suspicious(described, info), **described}
-
-
-def _axis(values: npt.NDArray[Any], unit: str) -> dict[str, Any]:
-    steps = np.unique(np.diff(values))
-    return {
-        "count": int(values.size),
-        "first": values[0].item(),
-        "last": values[-1].item(),
-        "step": steps[0].item() if steps.size and np.allclose(steps, steps[0]) else None,
-        "unit": unit,
-    }
+def _valid_traces(dataset: xr.Dataset, info: dict[str, Any]) -> xr.DataArray:
+    """The samples of gathers or single traces, with the mask of live traces as a coordinate."""
+    samples: xr.DataArray = dataset[info["variable"]].reset_coords(drop=True)
+    return samples.assign_coords(live_mask=dataset["live_mask"].load())
 
 
 def _unit(axis: xr.DataArray) -> str:
@@ -158,17 +142,19 @@ def _storage(array: xr.DataArray) -> dict[str, Any]:
     }
 
 
-def _quality(info: dict[str, Any], units: str) -> dict[str, Any]:
-    """Quantity, distribution and trace counts from the survey's own statistics."""
-    statistics = info.get("statistics") or {}
-    traces = ("traces", "dead_traces", "missing_traces")
-    return {
-        "quantity": info.get("quantity"),
-        "units": units,
-        "evidence": info.get("evidence", {}),
-        "distribution": {name: value for name, value in statistics.items() if name not in traces},
-        "traces": {name: statistics.get(name) for name in traces},
-    }
+def _of_maps(dataset: xr.Dataset) -> dict[str, Any]:
+    """Bin grid and number of traces of a group of another maker, which tells neither, from its maps."""
+    found: dict[str, Any] = {}
+    if "live_mask" in dataset:
+        live = dataset["live_mask"].values
+        found["traces"] = {"traces": int(live.sum()), "missing_traces": int((~live).sum())}
+    if "cdp_x" in dataset and dataset["cdp_x"].dims == ("inline", "crossline"):
+        x, y = dataset["cdp_x"].values, dataset["cdp_y"].values
+        places = np.nonzero(np.isfinite(x) & np.isfinite(y))
+        index = (places[0].astype(np.int32), places[1].astype(np.int32))
+        grid = Grid(dataset["inline"].values, dataset["crossline"].values, *index)
+        found["bin_grid"] = fit_bin_grid(grid, x[places], y[places]) if places[0].size else None
+    return found
 
 
 def _dead_lines(live: npt.NDArray[np.bool_], dataset: xr.Dataset, axes: dict[str, Any]) -> dict[str, Any]:
@@ -189,45 +175,6 @@ def _classes(class_map: xr.DataArray) -> dict[str, Any]:
     return {**found, "invalid": class_map.size - sum(found.values())}
 
 
-def _suspicious(described: dict[str, Any], info: dict[str, Any]) -> list[str]:
-    """Sentences on what should be looked at before the survey is used."""
-    found = list(info.get("warnings", []))
-    if described.get("state") not in (None, "complete"):
-        found.insert(0, f"state is {described['state']}, not complete")
-    traces = described.get("traces", {})
-    recorded, dead, missing = (traces.get(n) or 0 for n in ("traces", "dead_traces", "missing_traces"))
-    if recorded and dead / recorded > MANY_DEAD:
-        found.append(f"{dead} of {recorded} traces are dead ({dead / recorded:.1%})")
-    if missing:
-        found.append(
-            f"{missing} of {recorded + missing} positions have no trace ({missing / (recorded + missing):.1%})"
-        )
-    grid = described.get("bin_grid")
-    if grid:
-        spacing = min(filter(None, (grid["inline_spacing_m"], grid["crossline_spacing_m"])), default=0.0)
-        if spacing and grid["rms_residual_m"] > MAX_RESIDUAL_BINS * spacing:
-            found.append(
-                f"coordinates leave a regular grid by {grid['rms_residual_m']:.1f} m rms, bins are {spacing:.1f} m"
-            )
-    elif described["kind"] in ("volume", "segy"):
-        found.append("no bin grid: coordinates are missing or do not vary")
-    return found + _odd_values(described.get("distribution", {}), described.get("quantity"))
-
-
-def _odd_values(distribution: dict[str, Any], quantity: str | None) -> list[str]:
-    found = []
-    std = distribution.get("std")
-    if std == 0:
-        found.append(f"every live sample is {distribution['mean']:g}")
-    elif std and quantity == "amplitude":
-        peak = max(abs(distribution["min"]), abs(distribution["max"]))
-        if peak > HEAVY_TAIL * std:
-            found.append(f"largest amplitude {peak:g} is {peak / std:.0f} times the standard deviation: spikes")
-        if abs(distribution["mean"]) > 0.5 * std:
-            found.append(f"mean {distribution['mean']:g} is far from zero for amplitudes (std {std:g})")
-    return found
-
-
 def _rows(info: dict[str, Any]) -> list[tuple[str, str]]:
     """Label and text of each line of the rendered description."""
     if info["kind"] in _ROWS:
@@ -238,6 +185,10 @@ def _rows(info: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append((name, _axis_text(axis)))
     if grid := info.get("bin_grid"):
         rows.append(("bin grid", _bin_text(grid)))
+    if fold := info.get("fold"):
+        rows.append(("fold", f"{fold['min']} to {fold['max']}, median {fold['median']:g}"))
+    if line := info.get("line"):
+        rows.append(("line", f"{line['length_m']:.1f} m, a trace every {line['spacing_median_m']:.2f} m (median)"))
     rows.append(("crs", info.get("crs") or "not given"))
     if info["kind"] == "raster":
         rows += raster_rows(info)
@@ -245,7 +196,7 @@ def _rows(info: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(
             (
                 "traces",
-                f"{traces['traces']} recorded, {traces['dead_traces']} dead, {traces['missing_traces']} missing",
+                ", ".join(f"{traces[name] or 0} {word}" for name, word in TRACE_WORDS.items() if name in traces),
             )
         )
     distribution = dict(info.get("distribution", {}))

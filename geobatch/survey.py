@@ -25,7 +25,8 @@ def open_survey(url: str) -> xr.Dataset:
     """The survey at `url`, lazily indexed and without Dask: select a region first, then make that Dask.
 
     Args:
-        url: A Zarr 3 group that `geobatch ingest`, `run` or `synthetic` wrote, on S3 or a file system.
+        url: A Zarr 3 group that `geobatch ingest`, `run` or `synthetic` wrote, or an MDIO v1 group, on S3 or a file
+            system.
 
     Returns:
         Data set with dims `(inline, crossline, sample)`; see `docs/architecture.md` for its variables.
@@ -39,12 +40,16 @@ def open_survey(url: str) -> xr.Dataset:
     try:
         group = json.loads(storage.get("zarr.json"))
     except NotFoundError:
+        if storage.exists(".zattrs") and (foreign := _foreign(url)) is not None:
+            return foreign
         begun = next(storage.list(), None) is not None
         raise NotFoundError(
             "survey was begun but not finished" if begun else "no survey there",
             where=url,
             remedy="Run the command that writes it again." if begun else "Check the URL.",
         ) from None
+    if "geobatch" not in group["attributes"] and (foreign := _foreign(url)) is not None:
+        return foreign
     # Ingest stores every shard; a scored survey lacks those that no run was asked for, a sparse one those without data.
     info = group["attributes"].get("geobatch", {})
     complete = info.get("kind") not in (None, "scored") and not info.get("sparse")
@@ -54,6 +59,15 @@ def open_survey(url: str) -> xr.Dataset:
         dataset: xr.Dataset = xr.open_zarr(store, chunks=None, consolidated=True, zarr_format=3)
     survey_info(dataset, url)
     return dataset
+
+
+def _foreign(url: str) -> xr.Dataset | None:
+    """The survey in a group of another maker that is read in place, None where it is of none."""
+    # Formats stand above surveys, and are asked only for what is no survey of ours.
+    from geobatch.formats.mdio import mdio_attributes, open_mdio
+
+    attributes = mdio_attributes(url)
+    return None if attributes is None else open_mdio(url, attributes)
 
 
 def survey_info(dataset: xr.Dataset, where: str = "") -> dict[str, Any]:
@@ -144,12 +158,15 @@ def require_complete(dataset: xr.Dataset, where: str) -> None:
 def require_every_shard(dataset: xr.Dataset, url: str) -> None:
     """Refuse a survey whose volume lacks stored objects: Zarr would read them as invalid samples without a word.
 
-    One listing, whatever the size of the objects.
+    One listing, whatever the size of the objects. A group of another maker may leave out what holds no trace.
 
     Raises:
         DataError: shards are missing or empty.
     """
-    name = str(survey_info(dataset, url).get("variable", "amplitude"))
+    info = survey_info(dataset, url)
+    if info.get("sparse"):
+        return
+    name = str(info.get("variable", "amplitude"))
     stored = {key: size for key, size in open_storage(url).list(f"{name}/c")}
     shards = dataset[name].encoding.get("shards") or dataset[name].encoding["chunks"]
     counts = [-(-n // s) for n, s in zip(dataset[name].shape, shards, strict=True)]

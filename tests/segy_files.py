@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,3 +68,52 @@ def write_segy(
             }
             file.trace[trace] = values[i, j].astype(file.dtype)
     return path
+
+
+KINDS = {2: "i4", 3: "i2", 5: "f4", 6: "f8", 8: "i1", 9: "i8", 10: "u4", 11: "u2", 12: "u8", 16: "u1"}
+SHORT = {29: "i2", 71: "i2", 89: "i2", 109: "i2", 115: "u2", 117: "u2", 203: "i2", 215: "i2"}
+
+
+def raw_segy(
+    path: Path,
+    traces: Sequence[np.ndarray],
+    *,
+    code: int = 5,
+    order: str = ">",
+    fields: Mapping[int, Sequence[int] | int] | None = None,
+    binary: Mapping[int, tuple[int | float, str]] | None = None,
+    before: bytes = b"",
+    after: bytes = b"",
+    extra: int = 0,
+    interval: int = 4000,
+) -> Path:
+    """A file of traces of any length and format, written byte by byte.
+
+    `fields` are trace header values by their first byte, one for all or one each; `binary` file header values with
+    their type; `before` stands between file header and traces, `after` behind them, `extra` are headers of 240 bytes
+    that follow the first of each trace.
+    """
+    head = bytearray(b"C 1 raw".ljust(3200) + bytes(400))
+
+    def put(target: bytearray, byte: int, kind: str, value: float) -> None:
+        raw = np.array(value).astype(np.dtype(order + kind)).tobytes()
+        target[byte - 1 : byte - 1 + len(raw)] = raw
+
+    standard = {3217: (interval, "u2"), 3221: (len(traces[0]), "u2"), 3225: (code, "u2")}
+    for byte, (value, kind) in {**standard, **(binary or {})}.items():
+        put(head, byte, kind, value)
+    body = bytearray()
+    for number, values in enumerate(traces):
+        header = bytearray(240)
+        for byte, value in {29: 1, 115: len(values), 117: interval, **(fields or {})}.items():
+            put(header, byte, SHORT.get(byte, "i4"), value[number] if isinstance(value, Sequence) else value)
+        words = np.asarray(values).astype(np.dtype(order + KINDS[code]))
+        body += header + bytes(240 * extra) + words.tobytes()
+    path.write_bytes(bytes(head) + before + bytes(body) + after)
+    return path
+
+
+def random_traces(*counts: int, seed: int = 0) -> list[np.ndarray]:
+    """Traces of the given numbers of samples, whole numbers that every sample format holds."""
+    random = np.random.default_rng(seed)
+    return [random.integers(1, 120, count).astype(np.float64) for count in counts]

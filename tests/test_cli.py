@@ -78,7 +78,7 @@ def test_bad_raw_file_is_exit_3_and_leaves_no_survey(
     geobatch: Any, raw: Path, tmp_path: Path, kind: str, says: str
 ) -> None:
     damage(raw, kind)
-    outcome = geobatch("ingest", str(raw), str(tmp_path / "survey"))
+    outcome = geobatch("ingest", str(raw), str(tmp_path / "survey"), "--set", "geometry=grid")
     assert outcome.code == 3
     assert "raw.sgy" in outcome.message
     assert says in outcome.message

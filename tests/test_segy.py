@@ -19,7 +19,16 @@ from geobatch.formats.segy import SegyLayout, decode_samples, encode_samples, op
 from geobatch.formats.segy_geometry import Grid, coordinates, fit_bin_grid, make_grid
 from geobatch.formats.segy_ingest import runs, scan
 from geobatch.formats.segy_meaning import judge
-from geobatch.formats.segy_scan import TraceTable, merge_tables, scan_slab, slabs
+from geobatch.formats.segy_scan import (
+    TraceTable,
+    _packed,
+    _unpacked,
+    dump_table,
+    load_table,
+    merge_tables,
+    scan_slab,
+    slabs,
+)
 from geobatch.formats.segy_survey import figures
 
 REAL = [
@@ -87,7 +96,7 @@ def test_what_ibm_and_float32_cannot_share_goes_to_the_ends() -> None:
 
 
 @pytest.mark.parametrize("order", [">", "<"])
-@pytest.mark.parametrize("code", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("code", [1, 2, 3, 5, 6, 8, 9])
 def test_samples_survive_encoding(code: int, order: str) -> None:
     values = np.random.default_rng(0).integers(-128, 128, (3, 7)).astype(np.float32)
     raw = encode_samples(values, code, order)
@@ -149,6 +158,25 @@ def test_slabs_together_make_the_table_of_the_whole(tmp_path: Path) -> None:
     found = figures(merged.moments)
     expected = (live.size, live.mean(), live.std(), np.sqrt((live**2).mean()), live.min(), live.max())
     np.testing.assert_allclose(list(found.values()), expected, rtol=1e-12)
+
+
+@given(hnp.arrays(np.int32, st.integers(1, 40), elements=st.integers(-(2**31), 2**31 - 1)))
+def test_packed_numbers_come_back(numbers: np.ndarray) -> None:
+    np.testing.assert_array_equal(_unpacked(_packed(numbers)), numbers)
+
+
+def test_stored_table_is_the_scanned_one(tmp_path: Path) -> None:
+    file = open_segy(str(write_segy(tmp_path / "a.sgy", amplitudes((5, 7, 30)))))
+    table = scan_slab((0, 35), file, SegyLayout(offset=38))
+    again = load_table(dump_table(table))
+    assert (again.varying, again.fields, again.highest, again.words) == (
+        table.varying,
+        table.fields,
+        table.highest,
+        table.words,
+    )
+    assert again.word(189).tolist() == np.repeat(np.arange(100, 105), 7).tolist()
+    assert again.word(21).tolist() == [0] * 35
 
 
 def test_zero_and_coded_traces_are_dead(tmp_path: Path) -> None:
@@ -278,8 +306,8 @@ def damaged(tmp_path: Path, change: str) -> Path:
         raw = bytearray(b"depth,amplitude\n" * 500)
     elif change == "code":
         raw[3224:3226] = b"\x00\x63"
-    elif change == "double":
-        raw[3224:3226] = b"\x00\x06"
+    elif change == "gain":
+        raw[3224:3226] = b"\x00\x04"
     elif change == "samples":
         raw[3220:3222] = bytes(2)
         for trace in range(6):
@@ -299,7 +327,7 @@ def damaged(tmp_path: Path, change: str) -> Path:
         ("empty", "empty.*0 bytes"),
         ("text", "holds text.*'depth,amplitude"),
         ("code", "unknown sample format code.*99"),
-        ("double", "not supported.*code 6, IEEE 64-bit float"),
+        ("gain", "not supported.*code 4, 32-bit fixed point with gain"),
         ("samples", "number of samples per trace is zero"),
         ("headers", "32767 headers of 3200 bytes"),
         ("endless", "no end stanza"),

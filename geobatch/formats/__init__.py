@@ -93,10 +93,10 @@ def find_format(url: str, name: str | None = None) -> tuple[str, Format]:
             remedy = f"Did you mean {near[0]}?" if near else ""
             raise UsageError("unknown format", measured=name, limit=", ".join(FORMATS), remedy=remedy)
         return name, FORMATS[name]
+    known = format_of(url)
+    if known is not None:
+        return known, FORMATS[known]
     suffix = PurePosixPath(url).suffix.lower()
-    for known, format_ in FORMATS.items():
-        if suffix in format_.suffixes:
-            return known, format_
     suffixes = sorted(suffix for format_ in FORMATS.values() for suffix in format_.suffixes)
     raise UsageError(
         "unknown file format",
@@ -105,6 +105,12 @@ def find_format(url: str, name: str | None = None) -> tuple[str, Format]:
         limit=", ".join(suffixes),
         remedy=f"Name it with --format: {', '.join(FORMATS)}.",
     )
+
+
+def format_of(url: str) -> str | None:
+    """The name of the raw format that the suffix of `url` tells, or None."""
+    suffix = PurePosixPath(url.rstrip("/")).suffix.lower()
+    return next((name for name, format_ in FORMATS.items() if suffix in format_.suffixes), None)
 
 
 def parse_options(name: str, given: Mapping[str, Any]) -> IngestOptions:

@@ -35,6 +35,11 @@ def export_survey(
 
     if is_raster(src_url):
         return export_cog(src_url, dst_url, variable=variable, overwrite=overwrite)
+    if dst_url.rstrip("/").endswith(".mdio"):
+        from geobatch.formats.mdio import export_mdio
+
+        _refuse_variable(variable, "an MDIO group")
+        return export_mdio(src_url, dst_url, overwrite=overwrite)
     from geobatch.formats.segy_export import export_segy
 
     return export_segy(src_url, dst_url, variable=variable, overwrite=overwrite)

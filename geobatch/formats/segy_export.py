@@ -6,6 +6,7 @@ source headers + order → slabs of the output, first trace to last → samples 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,22 +16,22 @@ import numpy.typing as npt
 import xarray as xr
 
 from geobatch.errors import GeometryError, MismatchError, UsageError
-from geobatch.formats.segy import (
-    CODE_IEEE,
+from geobatch.formats.segy_file import (
     DELAY,
     TIME_SCALAR,
     TRACE_INTERVAL,
     TRACE_SAMPLES,
-    ByteOrder,
-    encode_samples,
     header_field,
+    said_samples,
     set_header_field,
 )
+from geobatch.formats.segy_samples import CODE_IEEE, ByteOrder, encode_samples
 from geobatch.storage import absolute_url, open_storage, split_url
 from geobatch.survey import INVALID_CLASS, VOLUME_AXES, class_names, open_survey, require_complete, survey_info
 
 SLAB_BYTES = 512 * 2**20
 BLOCK_BYTES = 8 * 2**20
+TRACE_KINDS = ("volume", "gathers", "traces")
 # Classes and probabilities are never negative, and most SEG-Y readers do not understand NaN.
 INVALID_VALUE = -1.0
 
@@ -40,24 +41,20 @@ class Traces:
     """Where the exported traces stand, in the order of the source file.
 
     Attributes:
-        inline_index: Position on the exported volume's inline axis.
-        crossline_index: Position on its crossline axis.
-        source_inline: Position on the source survey's inline axis.
-        source_crossline: Position on its crossline axis.
+        index: Position of each trace on every axis of the exported array but the samples'.
+        source: The same in the source survey.
     """
 
-    inline_index: npt.NDArray[np.int64]
-    crossline_index: npt.NDArray[np.int64]
-    source_inline: npt.NDArray[np.int64]
-    source_crossline: npt.NDArray[np.int64]
+    index: tuple[npt.NDArray[np.int64], ...]
+    source: tuple[npt.NDArray[np.int64], ...]
 
     def __len__(self) -> int:
-        return self.inline_index.size
+        return self.index[0].size
 
     def part(self, first: int, stop: int) -> Traces:
         """The traces from `first` to `stop`."""
         part = slice(first, stop)
-        return Traces(*(getattr(self, name)[part] for name in self.__dataclass_fields__))
+        return Traces(tuple(index[part] for index in self.index), tuple(index[part] for index in self.source))
 
 
 @dataclass(frozen=True)
@@ -71,6 +68,7 @@ class Form:
         changed_axis: True when the vertical axis differs from the source's, so that headers must say so.
         classes: True when the samples are classes, of which 255 is invalid.
         invalid_value: What stands for an invalid sample, or None to write samples as they are.
+        uneven: True when each trace is as long as its header says.
     """
 
     byte_order: ByteOrder
@@ -79,6 +77,7 @@ class Form:
     changed_axis: bool
     classes: bool
     invalid_value: float | None
+    uneven: bool = False
 
 
 def export_segy(
@@ -94,8 +93,9 @@ def export_segy(
 
     File and trace headers are those of the source file. The ingested volume is written in the source's own sample
     format: the file equals the source byte for byte, except for words no writer produces (unnormalised IBM words, and
-    IBM or 32-bit integer values that float32 cannot hold). Every other variable is written as IEEE floats, with -1
-    where it is invalid.
+    IBM, 64-bit or 32-bit integer values that float32 cannot hold). Traces that ingest left out are not in it, and
+    several source files become one, under the header of the first. Every other variable is written as IEEE floats,
+    with -1 where it is invalid.
 
     Args:
         src_survey_url: Survey made by `ingest`, or a scored one, whose `source_survey` then gives headers and order.
@@ -130,6 +130,7 @@ def export_segy(
         classes=volume.dtype == np.uint8,
         # An amplitude may well be -1; a prepared survey has no trace where it is 0 throughout.
         invalid_value=None if own_format else 0.0 if survey_info(scored)["kind"] == "volume" else INVALID_VALUE,
+        uneven=bool(info["source"].get("uneven")),
     )
     invalid = written = 0
     with open_storage(root).open_writer(name) as write:
@@ -140,6 +141,8 @@ def export_segy(
                 invalid += invalid_samples
             written += len(part)
             on_progress(written, len(traces))
+        if "file_trailer" in source:
+            write(source["file_trailer"].values.tobytes())
     return {
         "url": dst_url,
         "variable": title,
@@ -158,7 +161,7 @@ def slabs_of(traces: Traces, volume: xr.DataArray, slab_bytes: int) -> Iterator[
     Runs end where a row of chunks ends on the slower axis, so that each chunk is read once when memory allows it.
     """
     slow = _slow_axis(traces)
-    index = (traces.inline_index, traces.crossline_index)[slow]
+    index = traces.index[slow]
     chunk = volume.encoding.get("chunks", volume.shape)[slow]
     edges = [0, *(np.flatnonzero(np.diff(index // chunk)) + 1).tolist(), len(traces)]
     for first, stop in itertools.pairwise(edges):
@@ -167,7 +170,7 @@ def slabs_of(traces: Traces, volume: xr.DataArray, slab_bytes: int) -> Iterator[
 
 def _fitting(traces: Traces, trace_bytes: int, slab_bytes: int) -> Iterator[Traces]:
     """The run itself when its bounding box fits, or its halves."""
-    cells = int(np.ptp(traces.inline_index) + 1) * int(np.ptp(traces.crossline_index) + 1)
+    cells = math.prod(int(np.ptp(index)) + 1 for index in traces.index)
     if cells * trace_bytes <= slab_bytes or len(traces) == 1:
         yield traces
         return
@@ -177,17 +180,17 @@ def _fitting(traces: Traces, trace_bytes: int, slab_bytes: int) -> Iterator[Trac
 
 
 def _slow_axis(traces: Traces) -> int:
-    """The axis that changes less often from trace to trace: 0 for a file sorted by inline, 1 by crossline."""
-    changes = [np.count_nonzero(np.diff(index)) for index in (traces.inline_index, traces.crossline_index)]
-    return int(changes[1] < changes[0])
+    """The axis that changes least often from trace to trace: 0 for a file sorted by inline, 1 by crossline."""
+    return int(np.argmin([np.count_nonzero(np.diff(index)) for index in traces.index]))
 
 
 def _select(dataset: xr.Dataset, variable: str | None, where: str) -> tuple[xr.DataArray, str]:
     """The volume to export and its name for the summary."""
     info = survey_info(dataset)
-    title = variable or (info.get("variable") if info["kind"] == "volume" else "class_map")
+    title = variable or (info.get("variable") if info["kind"] in TRACE_KINDS else "class_map")
     name, _, chosen = str(title).partition(":")
-    known = [str(n) for n, array in dataset.data_vars.items() if set(VOLUME_AXES) <= set(array.dims)]
+    axes = (*dataset["trace_index"].dims, "sample") if info["kind"] in TRACE_KINDS else VOLUME_AXES
+    known = [str(n) for n, array in dataset.data_vars.items() if set(axes) <= set(array.dims)]
     if name not in known:
         raise UsageError(
             "no such volume in the survey", where=where, measured=name, limit=", ".join(known) or "a survey with one"
@@ -203,7 +206,7 @@ def _select(dataset: xr.Dataset, variable: str | None, where: str) -> tuple[xr.D
         volume = volume.isel({"class": names.index(chosen)})
         if chunks is not None:
             volume.encoding["chunks"] = chunks[1:]
-    return volume.transpose(*VOLUME_AXES), str(title)
+    return volume.transpose(*axes), str(title)
 
 
 def _source(dataset: xr.Dataset, where: str) -> xr.Dataset:
@@ -226,7 +229,11 @@ def _source(dataset: xr.Dataset, where: str) -> xr.Dataset:
 def _traces(volume: xr.DataArray, source: xr.Dataset, where: str) -> Traces:
     """The recorded traces inside the volume, in source order; the volume's lines must be lines of the source."""
     places = []
-    for axis in VOLUME_AXES[:2]:
+    for axis in map(str, volume.dims[:-1]):
+        if axis not in source.coords:
+            # Single traces have no numbers of their own: a survey of them is exported whole.
+            places.append(np.arange(volume.sizes[axis]))
+            continue
         numbers, own = source[axis].values, volume[axis].values
         place = np.searchsorted(numbers, own).clip(0, numbers.size - 1)
         if not np.array_equal(numbers[place], own):
@@ -237,24 +244,31 @@ def _traces(volume: xr.DataArray, source: xr.Dataset, where: str) -> Traces:
                 limit=f"{numbers[0]} to {numbers[-1]}",
             )
         places.append(place)
+    if source["trace_index"].ndim != len(places):
+        raise MismatchError(
+            "axes are not those of the source survey",
+            where=where,
+            measured=", ".join(map(str, volume.dims)),
+            limit=", ".join(map(str, source["trace_index"].dims)),
+        )
     ordinal = source["trace_index"].values[np.ix_(*places)]
-    inline_index, crossline_index = np.nonzero(ordinal >= 0)
-    order = np.argsort(ordinal[inline_index, crossline_index])
-    inline_index, crossline_index = inline_index[order], crossline_index[order]
+    index = np.nonzero(ordinal >= 0)
+    order = np.argsort(ordinal[index])
+    index = tuple(each[order] for each in index)
     if not order.size:
         raise MismatchError("no trace of the source lies in the volume", where=where)
-    return Traces(inline_index, crossline_index, places[0][inline_index], places[1][crossline_index])
+    return Traces(index, tuple(place[each] for place, each in zip(places, index, strict=True)))
 
 
 def encode_slab(traces: Traces, volume: xr.DataArray, source: xr.Dataset, form: Form) -> Iterator[tuple[bytes, int]]:
     """Blocks of traces as they stand in the file, and how many samples of each are invalid."""
-    samples, corner = _box(volume, traces.inline_index, traces.crossline_index)
-    headers, source_corner = _box(source["trace_header"], traces.source_inline, traces.source_crossline)
+    samples, corner = _box(volume, traces.index)
+    headers, source_corner = _box(source["trace_header"], traces.source)
     step = max(1, BLOCK_BYTES // (4 * form.samples.size))
     for first in range(0, len(traces), step):
         part = traces.part(first, first + step)
-        values = samples[part.inline_index - corner[0], part.crossline_index - corner[1]]
-        raw_headers = headers[part.source_inline - source_corner[0], part.source_crossline - source_corner[1]]
+        values = samples[tuple(index - start for index, start in zip(part.index, corner, strict=True))]
+        raw_headers = headers[tuple(index - start for index, start in zip(part.source, source_corner, strict=True))]
         if form.changed_axis:
             _set_axis(raw_headers, form)
         missing = values == INVALID_CLASS if form.classes else ~np.isfinite(values)
@@ -262,18 +276,30 @@ def encode_slab(traces: Traces, volume: xr.DataArray, source: xr.Dataset, form: 
         if form.invalid_value is not None:
             values[missing] = form.invalid_value
         raw = encode_samples(values, form.format_code, form.byte_order)
-        yield np.concatenate([raw_headers, raw], axis=1).tobytes(), int(missing.sum())
+        if form.uneven and not form.changed_axis:
+            yield _as_long(raw_headers, raw, source, form), int(missing.sum())
+        else:
+            yield np.concatenate([raw_headers, raw], axis=1).tobytes(), int(missing.sum())
 
 
-def _box(
-    array: xr.DataArray, inline_index: npt.NDArray[np.int64], crossline_index: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[Any], tuple[int, int]]:
-    """The smallest box of an array that holds all given positions, in memory, and its first position."""
-    inline, crossline = int(inline_index.min()), int(crossline_index.min())
-    box = array.isel(
-        inline=slice(inline, int(inline_index.max()) + 1), crossline=slice(crossline, int(crossline_index.max()) + 1)
+def _as_long(headers: npt.NDArray[np.uint8], raw: npt.NDArray[np.uint8], source: xr.Dataset, form: Form) -> bytes:
+    """Traces one after another, each as long as its header says."""
+    said = header_field(headers, *TRACE_SAMPLES, form.byte_order).astype(np.int64)
+    usual = said_samples(
+        source["file_header"].values.tobytes(), form.byte_order, survey_info(source)["source"]["revision"]
     )
-    return np.asarray(box.values), (inline, crossline)
+    lengths = np.where(said == 0, usual, said) * (raw.shape[1] // form.samples.size)
+    return b"".join(
+        header.tobytes() + trace[:length].tobytes()
+        for header, trace, length in zip(headers, raw, lengths.tolist(), strict=True)
+    )
+
+
+def _box(array: xr.DataArray, places: tuple[npt.NDArray[np.int64], ...]) -> tuple[npt.NDArray[Any], tuple[int, ...]]:
+    """The smallest box of an array that holds all given positions, in memory, and its first position."""
+    corner = tuple(int(index.min()) for index in places)
+    box = array[tuple(slice(first, int(index.max()) + 1) for first, index in zip(corner, places, strict=True))]
+    return np.asarray(box.values), corner
 
 
 def _set_axis(headers: npt.NDArray[np.uint8], form: Form) -> None:

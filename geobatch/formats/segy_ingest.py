@@ -1,12 +1,12 @@
-"""SEG-Y to survey: scan the headers, make the grid, write every column of shards; the file itself is never copied.
+"""SEG-Y to survey: scan the headers, place the traces, write every column of shards; the file itself is never copied.
 
-open_segy → scan (tasks over slabs) → judge, make_grid → write_column (tasks over columns) → finish_group
+open_source → scan (tasks over slabs) → judge, arrange → write_column (tasks over columns) → finish_group
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,14 +14,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from geobatch.errors import DataError, UsageError
 from geobatch.fanout import FanOut, in_order, open_fanout
 from geobatch.formats.ingestion import Ingestion, Written, ingesting, store_shard
-from geobatch.formats.segy import TRACE_HEADER_BYTES, SegyFile, SegyLayout, open_segy
-from geobatch.formats.segy_geometry import make_grid
+from geobatch.formats.segy import Lengths, Truncated
+from geobatch.formats.segy_file import SegyFile, SegyLayout
+from geobatch.formats.segy_geometry import Duplicates
 from geobatch.formats.segy_meaning import Domain, Quantity, SampleUnit, judge
+from geobatch.formats.segy_placement import Arrangement, GatherAxis, Geometry, arrange
+from geobatch.formats.segy_quality import faults
 from geobatch.formats.segy_scan import TraceTable, dump_table, load_table, merge_tables, scan_slab, slabs
+from geobatch.formats.segy_several import open_source
 from geobatch.formats.segy_survey import (
     NUMERICAL_VERSION,
     Size3,
@@ -46,14 +51,14 @@ GAP_BYTES = 128 * 2**10
 
 @dataclass(frozen=True)
 class Column:
-    """One column of shards: all samples of a range of inlines and crosslines.
+    """One column of shards: all samples of a range of inlines and crosslines, of gathers, or of traces.
 
     Attributes:
-        index: Position in the shard grid, inline and crossline.
-        traces: Ordinal of each trace in the file, `(inline, crossline)` int32, -1 where there is none.
+        index: Position in the shard grid, on every axis but the samples'.
+        traces: Ordinal of each trace in the file, on the same axes, int32, -1 where there is none.
     """
 
-    index: tuple[int, int]
+    index: tuple[int, ...]
     traces: npt.NDArray[np.int32]
 
 
@@ -80,19 +85,27 @@ class _Passes:
 
 
 class Options(IngestOptions):
-    """Options of SEG-Y; `geobatch.formats.segy_ingest.ingest` says what each is.
+    """Options of SEG-Y: single files, and folders, prefixes and patterns of files with one sample axis.
 
     Attributes:
-        inline_byte: First trace header byte of the inline number.
+        inline_byte: First trace header byte of the inline number; others are tried when 189 and 193 make no grid.
         crossline_byte: First trace header byte of the crossline number.
         x_byte: First trace header byte of cdp_x.
         y_byte: First trace header byte of cdp_y.
+        offset_byte: First trace header byte of the offset, or of the angle, of pre-stack data.
+        geometry: `grid` (inline, crossline), `gathers` (inline, crossline, offset), `traces` (one after another), or
+            `auto`, the first of them that the headers support.
+        gather_axis: `offset` or `angle`, the third axis of gathers.
+        offset_bin: Width of the bins of that axis; its numbers as they are when not given.
+        duplicates: Of several live traces in one place keep the `first` or the `last`, or `refuse` the file.
+        truncated: `refuse` a file that ends inside a trace, or `drop` that trace.
+        lengths: `fixed` or `varying` length of traces; `auto` follows trace headers when one length does not fit.
         quantity: `amplitude` or `velocity`.
         domain: `time` or `depth`.
         sample_interval: Step of the vertical axis in `sample_unit`.
         sample_unit: `ms`, `m` or `ft`.
         sample_start: First value of the vertical axis.
-        chunk: Unit of reading `(inline, crossline, sample)`.
+        chunk: Unit of reading `(inline, crossline, sample)`; gathers and traces are cut into as many samples.
         shard: Unit of writing, a multiple of `chunk`.
     """
 
@@ -100,6 +113,13 @@ class Options(IngestOptions):
     crossline_byte: int = SegyLayout.crossline
     x_byte: int = SegyLayout.cdp_x
     y_byte: int = SegyLayout.cdp_y
+    offset_byte: int = SegyLayout.offset
+    geometry: Geometry = "auto"
+    gather_axis: GatherAxis = "offset"
+    offset_bin: float | None = Field(default=None, gt=0)
+    duplicates: Duplicates = "first"
+    truncated: Truncated = "refuse"
+    lengths: Lengths = "auto"
     quantity: Quantity | None = None
     domain: Domain | None = None
     sample_interval: float | None = None
@@ -111,22 +131,23 @@ class Options(IngestOptions):
     @property
     def layout(self) -> SegyLayout:
         """Where the file keeps its geometry."""
-        return SegyLayout(self.inline_byte, self.crossline_byte, self.x_byte, self.y_byte)
+        return SegyLayout(self.inline_byte, self.crossline_byte, self.x_byte, self.y_byte, offset=self.offset_byte)
 
+    @property
+    def arrangement(self) -> Arrangement:
+        """What its traces are to become; other header bytes are tried only in place of the standard's."""
+        standard = (self.inline_byte, self.crossline_byte) == (SegyLayout.inline, SegyLayout.crossline)
+        return Arrangement(self.geometry, self.duplicates, self.gather_axis, self.offset_bin, detect=standard)
 
-def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) -> dict[str, Any]:
-    """As `ingest`, told as every format is."""
-    bytes_of_layout = {"inline_byte", "crossline_byte", "x_byte", "y_byte"}
-    given = {name: getattr(options, name) for name in Options.model_fields if name not in bytes_of_layout}
-    return ingest(
-        src_url,
-        dst_url,
-        layout=options.layout,
-        overwrite=run.overwrite,
-        num_cpus=run.num_cpus,
-        on_progress=run.on_progress,
-        **given,
-    )
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """What the numbers are, as `judge` takes it."""
+        return {
+            "quantity": self.quantity,
+            "domain": self.domain,
+            "sample_interval": self.sample_interval,
+            "sample_unit": self.sample_unit,
+        }
 
 
 def ingest(
@@ -134,87 +155,87 @@ def ingest(
     dst_url: str,
     *,
     layout: SegyLayout | None = None,
-    crs: str | None = None,
-    attribution: str | None = None,
-    quantity: str | None = None,
-    domain: str | None = None,
-    sample_interval: float | None = None,
-    sample_unit: str | None = None,
-    sample_start: float | None = None,
-    chunk: Size3 = (64, 64, 64),
-    shard: Size3 = (128, 128, 128),
     overwrite: bool = False,
     num_cpus: int | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    **options: Any,
 ) -> dict[str, Any]:
-    """A summary of the survey written to `dst_url` from the 3-D post-stack SEG-Y file at `src_url`.
+    """A summary of the survey written to `dst_url` from the SEG-Y file at `src_url`.
 
     Args:
-        src_url: SEG-Y file on S3 or a file system; sample formats 1, 2, 3, 5 and 8, either byte order, any trace order.
+        src_url: SEG-Y file on S3 or a file system, either byte order, any trace order; or a folder, prefix or pattern.
         dst_url: Where the survey goes; it opens only after the last write.
         layout: Trace header positions, SEG-Y rev 1 by default.
-        crs: Coordinate reference system of cdp_x and cdp_y, such as `EPSG:23031`.
-        attribution: Whom to name, and under which licence, wherever the data are shown.
-        quantity: `amplitude` or `velocity`; judged from the file when not given.
-        domain: `time` or `depth`; judged from the file when not given.
-        sample_interval: Step of the vertical axis in `sample_unit`; from the file when not given.
-        sample_unit: `ms`, `m` or `ft`; feet are converted to metres.
-        sample_start: First value of the vertical axis; the delay of the traces when not given.
-        chunk: Unit of reading `(inline, crossline, sample)`, clipped to the survey.
-        shard: Unit of writing, a multiple of `chunk`, clipped to the survey.
         overwrite: Replace a complete survey.
         num_cpus: CPUs of the local Ray cluster when this process is connected to none.
         on_progress: Called with traces done and traces in all; a trace is read twice and done after the second time.
+        **options: The fields of `Options`, by their names.
 
     Raises:
         NotFoundError: no such file.
         FormatError: the file is damaged or of an unsupported format.
-        GeometryError: its traces make no regular grid.
+        GeometryError: its traces do not make what was asked for, or start at different times.
         UsageError: a complete survey is there already, or options contradict each other.
     """
+    places = (
+        {}
+        if layout is None
+        else {
+            "inline_byte": layout.inline,
+            "crossline_byte": layout.crossline,
+            "x_byte": layout.cdp_x,
+            "y_byte": layout.cdp_y,
+            "offset_byte": layout.offset,
+        }
+    )
+    run = IngestRun(overwrite, num_cpus, on_progress)
+    return ingest_source(src_url, dst_url, _options({**places, **options}), run)
+
+
+def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) -> dict[str, Any]:
+    """As `ingest`, told as every format is."""
     src_url, dst_url = absolute_url(src_url), absolute_url(dst_url)
-    layout = layout or SegyLayout()
-    _check_multiple(chunk, shard)
-    file = open_segy(src_url)
-    passes = _Passes(on_progress, file.trace_count)
+    layout = options.layout
+    _check_multiple(options.chunk, options.shard)
+    file = open_source(src_url, truncated=options.truncated, lengths=options.lengths)
+    passes = _Passes(run.on_progress, file.trace_count)
     decisive = {
         "format": "segy",
         "numerical_version": NUMERICAL_VERSION,
         "source": [src_url, file.version, file.size_bytes],
-        "layout": dataclasses.asdict(layout),
-        "meaning": [quantity, domain, sample_interval, sample_unit, sample_start],
-        "described": [crs, attribution],
-        "cut": [chunk, shard],
+        "options": options.decisive(),
     }
     with (
-        ingesting(dst_url, decisive, overwrite=overwrite) as work,
-        open_fanout(small=file.size_bytes <= SMALL_FILE_BYTES, num_cpus=num_cpus) as fanout,
+        ingesting(dst_url, decisive, overwrite=run.overwrite) as work,
+        open_fanout(small=file.size_bytes <= SMALL_FILE_BYTES, num_cpus=run.num_cpus) as fanout,
     ):
         if work.done is not None:
-            on_progress(file.trace_count, file.trace_count)
+            run.on_progress(file.trace_count, file.trace_count)
             return {"url": dst_url, **work.done}
         table = scan(file, layout, fanout, passes.add, work)
-        meaning = judge(
-            file,
-            table,
-            quantity=quantity,
-            domain=domain,
-            sample_interval=sample_interval,
-            sample_unit=sample_unit,
-        )
-        grid = make_grid(table, layout, src_url)
-        samples = sample_axis(file, table, meaning, sample_start)
-        target = Target(dst_url, *volume_specs(file, grid, meaning, chunk, shard))
-        small, values = small_arrays(file, table, grid, meaning, samples, crs)
+        meaning = judge(file, table, **options.meaning)
+        samples = sample_axis(file, table, meaning, options.sample_start)
+        placement = arrange(table, layout, src_url, options.arrangement)
+        work.report(faults(file, placement))
+        target = Target(dst_url, *volume_specs(file, placement, meaning, options.chunk, options.shard))
+        small, values = small_arrays(file, placement, meaning, samples, options.crs)
         specs = [target.volume, target.headers, *small]
         work.create(specs, values)
         digests = _write_columns(file, target, values["trace_index"], work, fanout, passes.add)
         _refuse_changed(file)
-        info = describe(file, table, grid, meaning, layout, crs, identity_of(digests, values))
-        if attribution:
-            info["attribution"] = attribution
+        identity = identity_of(placement.kind, digests, values)
+        info = describe(file, placement, meaning, options.crs, identity, NUMERICAL_VERSION)
+        if options.attribution:
+            info["attribution"] = options.attribution
         info = work.finish(specs, info)
     return {"url": dst_url, "shape": list(target.volume.shape), "shards": len(digests), **info}
+
+
+def inspect_source(src_url: str, options: Options) -> dict[str, Any]:
+    """What a file holds, from one pass over it; see `geobatch.inspect`."""
+    from geobatch.formats.segy_inspect import inspect_file
+
+    return inspect_file(src_url, options)
 
 
 def scan(
@@ -240,32 +261,33 @@ def write_column(column: Column, file: SegyFile, target: Target) -> Written:
     """Store one column: its headers and its shards, top to bottom."""
     samples, headers = read_column(column, file)
     objects = [store_shard(target.url, target.headers, (*column.index, 0), headers)]
-    for k in range(shard_grid(target.volume)[2]):
+    for k in range(shard_grid(target.volume)[-1]):
         index = (*column.index, k)
         objects.append(
-            store_shard(target.url, target.volume, index, samples[:, :, shard_region(target.volume, index)[2]])
+            store_shard(target.url, target.volume, index, samples[..., shard_region(target.volume, index)[-1]])
         )
     return Written(tuple(objects))
 
 
 def read_column(column: Column, file: SegyFile) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-    """Samples `(inline, crossline, sample)` float32, NaN where there is no trace, and raw trace headers, zero there.
+    """Samples `(…, sample)` float32, NaN where there is no trace, and raw trace headers, zero there.
 
     Each thread places what it has read at once, so that memory stays at the column and one run per thread.
     """
     samples = np.full((*column.traces.shape, file.sample_count), np.nan, np.float32)
-    headers = np.zeros((*column.traces.shape, TRACE_HEADER_BYTES), np.uint8)
-    inline_index, crossline_index = np.nonzero(column.traces >= 0)
-    ordinals = column.traces[inline_index, crossline_index]
+    headers = np.zeros((*column.traces.shape, file.header_bytes), np.uint8)
+    places = np.nonzero(column.traces >= 0)
+    ordinals = column.traces[places]
     order = np.argsort(ordinals)
-    inline_index, crossline_index, ordinals = inline_index[order], crossline_index[order], ordinals[order]
+    places, ordinals = tuple(index[order] for index in places), ordinals[order]
 
     def place(run: slice) -> None:
         wanted = ordinals[run]
         raw = file.read_traces(int(wanted[0]), int(wanted[-1] - wanted[0]) + 1)
         raw = raw[wanted - wanted[0]]
-        samples[inline_index[run], crossline_index[run]] = file.decode(raw)
-        headers[inline_index[run], crossline_index[run]] = raw[:, :TRACE_HEADER_BYTES]
+        here = tuple(index[run] for index in places)
+        samples[here] = file.decode(raw)
+        headers[here] = raw[:, : file.header_bytes]
 
     with ThreadPoolExecutor(READERS) as readers:
         for _ in readers.map(place, runs(ordinals, file.trace_bytes)):
@@ -298,8 +320,8 @@ def _write_columns(
 ) -> list[str]:
     """The SHA-256 of every shard of the volume, in the order of the shard grid."""
     columns = [
-        Column((i, j), trace_index[shard_region(target.headers, (i, j, 0))[:2]])
-        for i, j, _ in shard_indices(target.headers)
+        Column(index[:-1], trace_index[shard_region(target.headers, index)[:-1]])
+        for index in shard_indices(target.headers)
     ]
     written = work.write(
         functools.partial(write_column, file=file, target=target),
@@ -314,9 +336,10 @@ def _write_columns(
 
 def _column_bytes(file: SegyFile, target: Target) -> int:
     """Peak memory of one write task: the column, the runs being read, one shard while it is encoded."""
-    inlines, crosslines, samples = target.volume.shards
-    column = inlines * crosslines * (file.sample_count * 4 + TRACE_HEADER_BYTES)
-    return column + 3 * READERS * (RUN_BYTES + file.trace_bytes) + 4 * 4 * inlines * crosslines * samples
+    *places, samples = target.volume.shards
+    traces = math.prod(places)
+    column = traces * (file.sample_count * 4 + file.header_bytes)
+    return column + 3 * READERS * (RUN_BYTES + file.trace_bytes) + 4 * 4 * traces * samples
 
 
 def _check_multiple(chunk: Size3, shard: Size3) -> None:
@@ -329,13 +352,22 @@ def _check_multiple(chunk: Size3, shard: Size3) -> None:
 
 def _refuse_changed(file: SegyFile) -> None:
     """The scan and the columns read the file at different times: it must have been the same one."""
-    root, name = split_url(file.url)
-    version = open_storage(root).version(name)
-    if version != file.version:
-        raise DataError(
-            "file changed while it was being read",
-            where=file.url,
-            measured=f"version {version}",
-            limit=f"version {file.version}",
-            remedy="Run ingest again when nothing writes the file.",
-        )
+    for part in file.parts or (file,):
+        root, name = split_url(part.url)
+        version = open_storage(root).version(name)
+        if version != part.version:
+            raise DataError(
+                "file changed while it was being read",
+                where=part.url,
+                measured=f"version {version}",
+                limit=f"version {part.version}",
+                remedy="Run ingest again when nothing writes the file.",
+            )
+
+
+def _options(given: dict[str, Any]) -> Options:
+    from geobatch.formats import parse_options
+
+    options = parse_options("segy", given)
+    assert isinstance(options, Options)
+    return options

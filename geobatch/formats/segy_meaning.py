@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from geobatch.errors import FormatError, UsageError
-from geobatch.formats.segy import SegyFile
+from geobatch.formats.segy_file import SegyFile
 from geobatch.formats.segy_scan import TraceTable
 from geobatch.storage import split_url
 

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from geobatch.errors import UsageError
-from geobatch.formats.segy import CODE_IBM, CODE_IEEE, CODE_INT16, TRACE_HEADER_BYTES, encode_samples
+from geobatch.formats.segy_file import TRACE_HEADER_BYTES
+from geobatch.formats.segy_samples import CODE_IBM, CODE_IEEE, CODE_INT16, encode_samples
 from geobatch.interpretation.synthetic import CLASSES, FAULT_CLASS, SyntheticSurvey
 from geobatch.shards import (
     ArraySpec,

@@ -94,7 +94,7 @@ def paint_labels(job: LabelJob, on_progress: Callable[[int, int], None] = lambda
 def _class_map(job: LabelJob, grid: LabelGrid) -> ArraySpec:
     flags = class_attributes([one.name for one in job.classes], [one.color for one in job.classes])
     if len(grid.dims) == 3:
-        chunk, shard = clip_grid(grid.shape, VOLUME_CHUNK, VOLUME_SHARD)  # type: ignore[arg-type]
+        chunk, shard = clip_grid(grid.shape, VOLUME_CHUNK, VOLUME_SHARD)
         return ArraySpec("class_map", grid.dims, grid.shape, "uint8", chunk, shard, INVALID_CLASS, flags)
     chunks = tuple(min(c, n) for c, n in zip(RASTER_CHUNK, grid.shape, strict=True))
     shards = tuple(

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from miniseed_files import records, trace
-from segy_files import write_segy
+from segy_files import random_traces, raw_segy, write_segy
 
 from geobatch.errors import GeobatchError
-from geobatch.fanout import open_fanout
 from geobatch.formats import miniseed
 from geobatch.formats.arrays_npy import open_npy
 from geobatch.formats.catalogue import Options as CatalogueOptions
@@ -24,11 +23,8 @@ from geobatch.formats.logs import read_csv
 from geobatch.formats.miniseed_layout import lay_out
 from geobatch.formats.miniseed_piece import pieces
 from geobatch.formats.miniseed_scan import list_source, parts_of, scan_part
-from geobatch.formats.segy import SegyLayout, open_segy
-from geobatch.formats.segy_geometry import make_grid
-from geobatch.formats.segy_ingest import scan
-from geobatch.formats.segy_meaning import judge
-from geobatch.formats.segy_survey import sample_axis
+from geobatch.formats.segy_ingest import Options as SegyOptions
+from geobatch.formats.segy_inspect import inspect_file
 from geobatch.formats.windows_npz import describe, read_npz
 from geobatch.formats.windows_seisbench import read_metadata
 from geobatch.job import load_job
@@ -39,12 +35,7 @@ NAME = "fuzzed"
 
 def read_segy(path: Path) -> None:
     """All of an ingest but its writing."""
-    file, layout = open_segy(str(path)), SegyLayout()
-    with open_fanout(small=True) as fanout:
-        table = scan(file, layout, fanout)
-    meaning = judge(file, table)
-    make_grid(table, layout, file.url)
-    sample_axis(file, table, meaning, None)
+    inspect_file(str(path), SegyOptions())
 
 
 def read_miniseed(path: Path) -> None:
@@ -98,6 +89,21 @@ def _segy_seeds(folder: Path) -> Iterator[bytes]:
     values = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
     for code in (1, 2, 3, 5, 8):
         yield write_segy(folder / f"{code}.sgy", values, code=code).read_bytes()
+    lines = {189: [1, 1, 2, 2], 193: [1, 2, 1, 2]}
+    yield raw_segy(folder / "uneven.sgy", random_traces(5, 9, 3, 1), fields=lines).read_bytes()
+    yield raw_segy(folder / "lines.sgy", random_traces(*[5] * 4), fields={9: lines[189], 21: lines[193]}).read_bytes()
+    gathers = {**lines, 189: [1, 1, 1, 1], 193: [1, 1, 2, 2], 37: [10, 20, 10, 20]}
+    yield raw_segy(folder / "gathers.sgy", random_traces(*[5] * 4), fields=gathers, order="<", code=6).read_bytes()
+    newest = {3501: (0x0200, "u2"), 3507: (1, "u4"), 3513: (4, "u8"), 3521: (3700, "u8"), 3529: (1, "i4")}
+    yield raw_segy(
+        folder / "newest.sgy",
+        random_traces(*[5] * 4),
+        fields=lines,
+        binary=newest,
+        before=bytes(100),
+        after=bytes(3200),
+        extra=1,
+    ).read_bytes()
 
 
 def _miniseed_seeds(folder: Path) -> Iterator[bytes]:
