@@ -12,8 +12,9 @@ import xarray as xr
 from geobatch.errors import DataError
 from geobatch.formats.ingestion import Fault
 from geobatch.formats.logs_agree import Column
-from geobatch.formats.logs_ingest import LogOptions, Plan, Reader, _cells, make_plan, place_curve
+from geobatch.formats.logs_ingest import LogOptions, Reader, make_plan, place_curve
 from geobatch.formats.logs_quality import FIGURES, curve_figures, quality_sentences
+from geobatch.formats.logs_survey import Plan, well_cells
 from geobatch.formats.logs_well import Well
 
 
@@ -111,7 +112,7 @@ def _figures(plan: Plan, wells: Sequence[Well]) -> dict[str, Any]:
     for w, well in enumerate(wells):
         values = np.stack([track.values for track in well.tracks])
         for k, column in enumerate(plan.columns):
-            table[w, k] = curve_figures(place_curve(plan, column, w, well.depth, values), column, _cells(plan, w))
+            table[w, k] = curve_figures(place_curve(plan, column, w, well.depth, values), column, well_cells(plan, w))
     return {name: table[:, :, k] for k, name in enumerate(FIGURES)}
 
 
