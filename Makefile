@@ -24,7 +24,7 @@ chaos: .venv
 # Fuzzing guided by coverage, 200,000 executions per reader.
 fuzz: .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt atheris
-	for target in segy job; do $(BIN)/python tests/fuzz/run.py $$target || exit 1; done
+	for target in $$($(BIN)/python tests/fuzz/run.py --list); do $(BIN)/python tests/fuzz/run.py $$target || exit 1; done
 
 check: .venv
 	$(BIN)/ruff format --check .

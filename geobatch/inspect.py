@@ -62,7 +62,6 @@ def inspect_survey(
         DataError: what is there is no survey, or a damaged file.
     """
     url = absolute_url(url)
-    if PurePosixPath(url).suffix.lower() in FORMATS["segy"].suffixes:
     # A survey may be called .zarr too: a foreign group is told by --format.
     name = format_name or (None if url.endswith(".zarr") else format_of(url))
     if name is not None:

@@ -333,7 +333,7 @@ def _refuse_impossible(dataset: Any, source: Source) -> None:
         raise FormatError(
             "header claims more than the file can hold",
             where=source.url,
-            measured=f"{dataset.count} bands of {dataset.width} x {dataset.height} cells, {whole_bytes / 2**30:.1f} GiB",
+            measured=f"{dataset.count} bands of {dataset.width} x {dataset.height}, {whole_bytes / 2**30:.1f} GiB",
             limit=f"{MOST_PACKED} times the {source.size_bytes} bytes of the file",
             remedy="Copy it again from where it came; leave out files without a single written block.",
         )

@@ -21,9 +21,13 @@ with atheris.instrument_imports(include=["geobatch"]):
 def main() -> None:
     """Run one target; exits as libFuzzer does, 0 when nothing was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("target", choices=TARGETS, nargs="?")
+    parser.add_argument("--list", action="store_true", help="print the names of all targets")
     parser.add_argument("--runs", type=int, default=200_000)
     options = parser.parse_args()
+    if options.list:
+        print(*TARGETS)
+        return
     # Files of a fuzzed run live in memory where the system has such a place.
     place = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=place if place.is_dir() else None) as name:
