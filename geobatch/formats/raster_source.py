@@ -20,9 +20,10 @@ from geobatch.formats.libraries import need
 from geobatch.formats.raster_ranges import RangedFile, Ranges
 from geobatch.storage import open_storage, split_url
 
-GDAL_CACHE_BYTES = 32 * 2**20
 # A block is decoded whole: larger ones would make memory depend on how the file was written.
-BLOCK_BYTES = 256 * 2**20
+BLOCK_BYTES = 128 * 2**20
+# Holds one block of every band: GDAL would decode it anew for each band.
+GDAL_CACHE_BYTES = BLOCK_BYTES + 16 * 2**20
 # An offset and a byte count, the least that a TIFF holds for each of its blocks.
 TABLE_ENTRY_BYTES = 6
 # Constant blocks under zstd come near to it. Only files of blocks that were never written exceed it.
@@ -333,7 +334,7 @@ def _refuse_impossible(dataset: Any, source: Source) -> None:
         raise FormatError(
             "header claims more than the file can hold",
             where=source.url,
-            measured=f"{dataset.count} bands of {dataset.width} x {dataset.height} cells, {whole_bytes / 2**30:.1f} GiB",
+            measured=f"{dataset.count} bands of {dataset.width} x {dataset.height}, {whole_bytes / 2**30:.1f} GiB",
             limit=f"{MOST_PACKED} times the {source.size_bytes} bytes of the file",
             remedy="Copy it again from where it came; leave out files without a single written block.",
         )
