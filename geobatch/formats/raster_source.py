@@ -219,7 +219,7 @@ def open_raster(source: Source) -> Iterator[OpenRaster]:
                 # That a file has no transform is told by whoever makes the grid.
                 warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
                 dataset = rasterio.open(path, driver=DRIVERS[head], opener=_container(files))
-        except rasterio.errors.RasterioError as error:
+        except gdal_errors() as error:
             if failures:
                 raise failures[0] from error
             raise damaged(source.url, error) from error
@@ -238,8 +238,11 @@ def read_tile(source: Source) -> Tile:
         GeometryError: it is placed by control points, not by a transform.
     """
     with open_raster(source) as opened:
-        dataset = opened.dataset
-        tile = _described(dataset, source)
+        try:
+            tile = _described(opened.dataset, source)
+        except gdal_errors() as error:
+            opened.require_storage()
+            raise damaged(source.url, error) from error
         opened.require_storage()
     if "complex" in tile.dtype:
         raise FormatError(
@@ -250,6 +253,14 @@ def read_tile(source: Source) -> Tile:
             remedy="Write amplitude and phase as two bands.",
         )
     return tile
+
+
+def gdal_errors() -> tuple[type[Exception], ...]:
+    """What rasterio raises for what GDAL tells; some of it comes through as GDAL's own."""
+    from rasterio._err import CPLE_BaseError
+    from rasterio.errors import CRSError, RasterioError
+
+    return RasterioError, CRSError, CPLE_BaseError
 
 
 def damaged(where: str, error: Exception) -> FormatError:
