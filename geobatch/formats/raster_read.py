@@ -15,7 +15,7 @@ import numpy.typing as npt
 from geobatch.errors import DataError
 from geobatch.formats.ingestion import Fault
 from geobatch.formats.raster_grid import Mosaic, edges_of, overlapping
-from geobatch.formats.raster_source import OpenRaster, Tile, cut_at_blocks, open_raster
+from geobatch.formats.raster_source import OpenRaster, Tile, cut_at_blocks, gdal_errors, open_raster
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -195,7 +195,6 @@ def _faults(parts: Sequence[tuple[slice, slice]], fault: str, tile: Tile, window
 
 def _read(opened: OpenRaster, dataset: Any, tile: Tile, window: tuple[slice, slice]) -> tuple[Array, Mask] | None:
     """Numbers `(band, y, x)` and which are valid, None when the file is damaged there."""
-    from rasterio.errors import RasterioError
     from rasterio.windows import Window
 
     bands = list(tile.bands)
@@ -206,7 +205,7 @@ def _read(opened: OpenRaster, dataset: Any, tile: Tile, window: tuple[slice, sli
             mask = raw != np.asarray(tile.nodata, np.float64)[:, None, None]
         else:
             mask = dataset.read_masks(bands, window=part) != 0
-    except RasterioError:
+    except gdal_errors():
         opened.require_storage()
         return None
     opened.require_storage()

@@ -20,9 +20,10 @@ from geobatch.formats.libraries import need
 from geobatch.formats.raster_ranges import RangedFile, Ranges
 from geobatch.storage import open_storage, split_url
 
-GDAL_CACHE_BYTES = 32 * 2**20
 # A block is decoded whole: larger ones would make memory depend on how the file was written.
-BLOCK_BYTES = 256 * 2**20
+BLOCK_BYTES = 128 * 2**20
+# Holds one block of every band: GDAL would decode it anew for each band.
+GDAL_CACHE_BYTES = BLOCK_BYTES + 16 * 2**20
 # An offset and a byte count, the least that a TIFF holds for each of its blocks.
 TABLE_ENTRY_BYTES = 6
 # Constant blocks under zstd come near to it. Only files of blocks that were never written exceed it.
@@ -218,7 +219,7 @@ def open_raster(source: Source) -> Iterator[OpenRaster]:
                 # That a file has no transform is told by whoever makes the grid.
                 warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
                 dataset = rasterio.open(path, driver=DRIVERS[head], opener=_container(files))
-        except rasterio.errors.RasterioError as error:
+        except gdal_errors() as error:
             if failures:
                 raise failures[0] from error
             raise damaged(source.url, error) from error
@@ -237,8 +238,11 @@ def read_tile(source: Source) -> Tile:
         GeometryError: it is placed by control points, not by a transform.
     """
     with open_raster(source) as opened:
-        dataset = opened.dataset
-        tile = _described(dataset, source)
+        try:
+            tile = _described(opened.dataset, source)
+        except gdal_errors() as error:
+            opened.require_storage()
+            raise damaged(source.url, error) from error
         opened.require_storage()
     if "complex" in tile.dtype:
         raise FormatError(
@@ -249,6 +253,14 @@ def read_tile(source: Source) -> Tile:
             remedy="Write amplitude and phase as two bands.",
         )
     return tile
+
+
+def gdal_errors() -> tuple[type[Exception], ...]:
+    """What rasterio raises for what GDAL tells; some of it comes through as GDAL's own."""
+    from rasterio._err import CPLE_BaseError
+    from rasterio.errors import CRSError, RasterioError
+
+    return RasterioError, CRSError, CPLE_BaseError
 
 
 def damaged(where: str, error: Exception) -> FormatError:
