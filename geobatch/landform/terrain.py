@@ -26,7 +26,7 @@ from geobatch.errors import UsageError
 from geobatch.formats.libraries import need
 from geobatch.landform.neighbourhood import map_neighbourhood
 from geobatch.landform.spacing import spacing_of
-from geobatch.preprocess.steps import dask_data
+from geobatch.preprocess.base import dask_data
 
 Array = npt.NDArray[Any]
 Halo = dict[str, tuple[int, int]]
