@@ -64,6 +64,15 @@ class ArraySpec:
         return cls(name, dims, shape, values.dtype.name, whole, whole, fill, attributes)
 
 
+def clip_grid(shape: Sequence[int], chunk: Sequence[int], shard: Sequence[int]) -> tuple[Index, Index]:
+    """Chunk and shard no larger than an array of this shape needs, the shard still a whole multiple of the chunk."""
+    chunks = tuple(min(c, n) for c, n in zip(chunk, shape, strict=True))
+    shards = tuple(
+        c * min(max(s // old, 1), -(-n // c)) for c, old, s, n in zip(chunks, chunk, shard, shape, strict=True)
+    )
+    return chunks, shards
+
+
 def shard_grid(spec: ArraySpec) -> Index:
     """Number of shards per axis."""
     return tuple(-(-length // shard) for length, shard in zip(spec.shape, spec.shards, strict=True))

@@ -29,7 +29,7 @@ from geobatch.formats.segy_scan import (
     scan_slab,
     slabs,
 )
-from geobatch.formats.segy_survey import figures
+from geobatch.preprocess.statistics import figures
 
 REAL = [
     "segy/f3.sgy",

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from geobatch.errors import GeometryError, UsageError
-from geobatch.formats.segy_survey import LONG_NAMES, MAP_CHUNK, figures
-from geobatch.preprocess.statistics import PartialMoments
-from geobatch.shards import ArraySpec
+from geobatch.formats.segy_survey import LONG_NAMES, MAP_CHUNK
+from geobatch.preprocess.statistics import PartialMoments, figures
+from geobatch.shards import ArraySpec, clip_grid
 from geobatch.survey import COMPLETE, INVALID_CLASS, SCHEMA, VOLUME_AXES, class_attributes
 
 if TYPE_CHECKING:
@@ -283,10 +283,7 @@ def _main(options: Options, axes: Sequence[str], shape: tuple[int, ...], named: 
             raise UsageError(
                 "shard is no whole multiple of the chunk", where=axis, measured=f"shard {s}, chunk {c}", limit="s = k c"
             )
-    chunks = tuple(min(c, n) for c, n in zip(chunk, shape, strict=True))
-    shards = tuple(
-        c * min(max(s // old, 1), -(-n // c)) for c, old, s, n in zip(chunks, chunk, shard, shape, strict=True)
-    )
+    chunks, shards = clip_grid(shape, chunk, shard)
     if options.kind == "labels":
         return _labels(options, axes, shape, chunks, shards)
     name = options.quantity or ("amplitude" if options.kind == "volume" else "elevation")

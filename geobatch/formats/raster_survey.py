@@ -18,9 +18,8 @@ from geobatch.formats.raster_grid import Mosaic, parse_crs
 from geobatch.formats.raster_read import common_nodata, invalid_number
 from geobatch.formats.raster_source import Source, Tile
 from geobatch.formats.raster_spec import Options, Size2
-from geobatch.formats.segy_survey import figures
-from geobatch.preprocess.statistics import PartialMoments, merge_moments
-from geobatch.shards import ArraySpec
+from geobatch.preprocess.statistics import PartialMoments, figures, merge_moments
+from geobatch.shards import ArraySpec, clip_grid
 from geobatch.survey import COMPLETE, SCHEMA, survey_info
 
 # Version of everything in the raster reader that decides a cell: decoding, validity, precedence, warping.
@@ -41,8 +40,7 @@ def raster_specs(
 ) -> tuple[ArraySpec, ArraySpec | None]:
     """The specs of the values and, for integers, of the mask that tells which of them are valid."""
     shape = (mosaic.bands, mosaic.height, mosaic.width)
-    chunks = tuple(min(c, n) for c, n in zip(chunk, shape[1:], strict=True))
-    shards = tuple(c * min(s // old, -(-n // c)) for c, old, s, n in zip(chunks, chunk, shard, shape[1:], strict=True))
+    chunks, shards = clip_grid(shape[1:], chunk, shard)
     kind = np.dtype(mosaic.dtype)
     fill = invalid_number(mosaic.dtype, common_nodata(mosaic))
     values = ArraySpec(

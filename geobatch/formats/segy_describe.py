@@ -13,7 +13,7 @@ from geobatch.formats.segy_map import LENGTH, bin_grid, line_figures, map_coordi
 from geobatch.formats.segy_meaning import Meaning
 from geobatch.formats.segy_placement import Placement
 from geobatch.formats.segy_scan import FLAT_SAMPLES, TraceTable
-from geobatch.preprocess.statistics import PartialMoments
+from geobatch.preprocess.statistics import figures
 from geobatch.survey import COMPLETE, SCHEMA
 
 # What the standard allows in trace header bytes 71-72, with 0 for 1.
@@ -74,21 +74,6 @@ def describe(
     if placement.kind == "traces":
         described["line"] = line_figures(file, placement)
     return described
-
-
-def figures(moments: PartialMoments) -> dict[str, float | int | None]:
-    """Count, mean, std, rms, min and max; None where there was no sample."""
-    if not moments.count:
-        return {"count": 0, **dict.fromkeys(("mean", "std", "rms", "min", "max"))}
-    variance = moments.squares / moments.count
-    return {
-        "count": moments.count,
-        "mean": moments.mean,
-        "std": math.sqrt(variance),
-        "rms": math.sqrt(variance + moments.mean**2),
-        "min": moments.minimum,
-        "max": moments.maximum,
-    }
 
 
 def _statistics(file: SegyFile, placement: Placement, meaning: Meaning) -> dict[str, Any]:

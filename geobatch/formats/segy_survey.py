@@ -11,14 +11,13 @@ import numpy.typing as npt
 
 from geobatch.errors import GeometryError
 from geobatch.formats.segy_describe import describe as describe
-from geobatch.formats.segy_describe import figures as figures
 from geobatch.formats.segy_detect import RECEIVER_X, RECEIVER_Y, SOURCE_X, SOURCE_Y
 from geobatch.formats.segy_file import SegyFile
 from geobatch.formats.segy_map import map_coordinates, map_unit
 from geobatch.formats.segy_meaning import Meaning
 from geobatch.formats.segy_placement import Placement
 from geobatch.formats.segy_scan import TraceTable
-from geobatch.shards import ArraySpec
+from geobatch.shards import ArraySpec, clip_grid
 
 Size3 = tuple[int, int, int]
 # Version of everything in the SEG-Y reader that decides a voxel's value: decoding, validity, placement.
@@ -49,17 +48,6 @@ def cut(kind: str, sizes: tuple[int, ...], chunk: Size3, shard: Size3) -> tuple[
         line = (max(1, chunk[0] * chunk[1] // LINE_SAMPLES), chunk[2] * LINE_SAMPLES)
         return clip_grid(sizes, line, (line[0] * ratios[0] * ratios[1], line[1] * ratios[2]))
     return clip_grid(sizes, chunk, shard)
-
-
-def clip_grid(
-    shape: tuple[int, ...], chunk: tuple[int, ...], shard: tuple[int, ...]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Chunk and shard no larger than a survey needs, the shard still a whole multiple of the chunk."""
-    chunks = tuple(min(c, n) for c, n in zip(chunk, shape, strict=True))
-    shards = tuple(
-        c * min(max(s // old, 1), -(-n // c)) for c, old, s, n in zip(chunks, chunk, shard, shape, strict=True)
-    )
-    return chunks, shards
 
 
 def volume_specs(

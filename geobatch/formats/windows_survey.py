@@ -12,9 +12,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from geobatch.formats.miniseed_survey import text_array
-from geobatch.formats.segy_survey import figures
 from geobatch.formats.windows_source import Table
-from geobatch.preprocess.statistics import PartialMoments
+from geobatch.preprocess.statistics import PartialMoments, figures
 from geobatch.shards import ArraySpec
 from geobatch.survey import survey_info
 

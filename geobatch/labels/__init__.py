@@ -13,12 +13,11 @@ import xarray as xr
 
 from geobatch.fanout import open_fanout
 from geobatch.formats.ingestion import Written, ingesting, store_shard
-from geobatch.formats.segy_survey import clip_grid
 from geobatch.labels import spec
 from geobatch.labels.grid import LabelGrid
 from geobatch.labels.layers import LayerStack
 from geobatch.labels.spec import LabelJob
-from geobatch.shards import ArraySpec, Index, shard_indices, shard_region
+from geobatch.shards import ArraySpec, Index, clip_grid, shard_indices, shard_region
 from geobatch.storage import absolute_url, open_storage, split_url
 from geobatch.survey import COMPLETE, INVALID_CLASS, SCHEMA, class_attributes, open_survey, survey_info
 
@@ -94,14 +93,10 @@ def paint_labels(job: LabelJob, on_progress: Callable[[int, int], None] = lambda
 def _class_map(job: LabelJob, grid: LabelGrid) -> ArraySpec:
     flags = class_attributes([one.name for one in job.classes], [one.color for one in job.classes])
     if len(grid.dims) == 3:
-        chunk, shard = clip_grid(grid.shape, VOLUME_CHUNK, VOLUME_SHARD)
-        return ArraySpec("class_map", grid.dims, grid.shape, "uint8", chunk, shard, INVALID_CLASS, flags)
-    chunks = tuple(min(c, n) for c, n in zip(RASTER_CHUNK, grid.shape, strict=True))
-    shards = tuple(
-        c * min(s // old, -(-n // c))
-        for c, old, s, n in zip(chunks, RASTER_CHUNK, RASTER_SHARD, grid.shape, strict=True)
-    )
-    flags.pop("coordinates")
+        chunks, shards = clip_grid(grid.shape, VOLUME_CHUNK, VOLUME_SHARD)
+    else:
+        chunks, shards = clip_grid(grid.shape, RASTER_CHUNK, RASTER_SHARD)
+        flags.pop("coordinates")
     return ArraySpec("class_map", grid.dims, grid.shape, "uint8", chunks, shards, INVALID_CLASS, flags)
 
 

@@ -25,13 +25,13 @@ import xarray as xr
 from geobatch.errors import DataError, MismatchError, UsageError
 from geobatch.fanout import open_fanout
 from geobatch.formats.ingestion import Ingestion, Written, ingesting, store_shard
-from geobatch.formats.segy_survey import MAP_CHUNK, figures
+from geobatch.formats.segy_survey import MAP_CHUNK
 from geobatch.preprocess.chain import Chain, prepare, read_region
 from geobatch.preprocess.grid import Crop
 from geobatch.preprocess.sampling import sampling_of
 from geobatch.preprocess.spec import PreprocessJob
-from geobatch.preprocess.statistics import PartialMoments, merge_moments, partial_moments
-from geobatch.shards import ArraySpec, Index, Region, shard_grid, shard_indices, shard_region
+from geobatch.preprocess.statistics import PartialMoments, figures, merge_moments, partial_moments
+from geobatch.shards import ArraySpec, Index, Region, clip_grid, shard_grid, shard_indices, shard_region
 from geobatch.storage import absolute_url
 from geobatch.survey import COMPLETE, SCHEMA, open_survey, require_complete, require_every_shard, survey_info
 
@@ -210,9 +210,7 @@ def _spec(job: PreprocessJob, source: xr.DataArray) -> ArraySpec:
                 measured=f"chunk {chunk}, shard {shard}",
                 limit=f"{source.ndim} lengths for {', '.join(map(str, source.dims))}, shard a multiple of chunk",
             )
-    chunks = tuple(min(c, n) for c, n in zip(chunk, source.shape, strict=True))
-    lengths = zip(chunk, chunks, shard, source.shape, strict=True)
-    shards = tuple(c * min(max(s // old, 1), -(-n // c)) for old, c, s, n in lengths)
+    chunks, shards = clip_grid(source.shape, chunk, shard)
     attributes: dict[str, Any] = {key: value for key, value in source.attrs.items() if _is_json(value)}
     for step in job.preprocess.steps:
         if step.makes is not None:

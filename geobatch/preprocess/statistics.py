@@ -74,6 +74,21 @@ def moments(x: xr.DataArray) -> Moments:
     )
 
 
+def figures(moments: PartialMoments) -> dict[str, float | int | None]:
+    """Count, mean, std, rms, min and max; None where there was no sample."""
+    if not moments.count:
+        return {"count": 0, **dict.fromkeys(("mean", "std", "rms", "min", "max"))}
+    variance = moments.squares / moments.count
+    return {
+        "count": moments.count,
+        "mean": moments.mean,
+        "std": math.sqrt(variance),
+        "rms": math.sqrt(variance + moments.mean**2),
+        "min": moments.minimum,
+        "max": moments.maximum,
+    }
+
+
 def percentiles(x: xr.DataArray, levels: Sequence[float], *, absolute: bool = False) -> list[float]:
     """The exact percentiles of the valid samples, one per level, as float64.
 
