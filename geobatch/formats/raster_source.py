@@ -28,6 +28,8 @@ GDAL_CACHE_BYTES = BLOCK_BYTES + 16 * 2**20
 TABLE_ENTRY_BYTES = 6
 # Constant blocks under zstd come near to it. Only files of blocks that were never written exceed it.
 MOST_PACKED = 20_000
+# Every band is objects of its own.
+MOST_BANDS = 4096
 MASK_SUFFIX = ".msk"
 DRIVERS = {
     b"II*\0": "GTiff",
@@ -339,6 +341,14 @@ def _refuse_impossible(dataset: Any, source: Source) -> None:
             measured=f"{dataset.width} x {dataset.height} cells in {blocks} blocks",
             limit=f"{source.size_bytes // TABLE_ENTRY_BYTES} blocks in a file of {source.size_bytes} bytes",
             remedy="Copy it again from where it came.",
+        )
+    if dataset.count > MOST_BANDS:
+        raise FormatError(
+            "raster has more bands than any instrument",
+            where=source.url,
+            measured=dataset.count,
+            limit=MOST_BANDS,
+            remedy="Copy it again from where it came, or ingest its bands in several files.",
         )
     whole_bytes = dataset.height * dataset.width * dataset.count * _item_bytes(dataset.dtypes[0])
     if whole_bytes > max(MOST_PACKED * source.size_bytes, BLOCK_BYTES):
