@@ -8,6 +8,8 @@ before each peer is timed. Repetitions are interleaved; figures are medians.
     over_mdio       MDIO's time over geobatch's on a Ray cluster that stands, MDIO told to pack as geobatch does. Beside
                     it: MDIO as it packs by itself, and geobatch with the start of its cluster counted.
     s3_over_local   geobatch's time from and to an S3 server on the same CPUs over its time on the disk.
+    over_obspy      obspy's plain loop over a MiniSEED archive of day files, which reads, merges and stores, over
+                    geobatch's ingest of it; `over_obspy_read` compares with reading alone, nothing kept.
     memory_growth   peak resident memory of geobatch's largest process for files of 4 and 16 times the size over that
                     for one, so 1 when it does not grow.
 """
@@ -25,6 +27,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from common import HERE, ROOT, record
 from running import Run, run_peer
 
@@ -65,6 +68,7 @@ class Peer:
     python: Path
     place: str = "local"
     codec: str = "geobatch"
+    format: str = "segy"
 
 
 def main() -> None:
@@ -86,20 +90,58 @@ def main() -> None:
         megabytes = path.stat().st_size / 1e6
         runs = _measure(peers, path, options.repetitions)
         growth = _growth(Path(folder))
-    seconds = {name: statistics.median(run.figures["seconds"] for run in own) for name, own in runs.items()}
+        archive = _write_archive(Path(folder) / "archive", options.days)
+        waveforms = _measure(_waveform_peers(own), archive, options.repetitions)
+    seconds = {name: _median(own) for name, own in runs.items()}
     whole = statistics.median(run.figures["seconds_with_cluster"] for run in runs["geobatch"])
     figures = {
         "over_mdio": _ratio(seconds.get("mdio"), seconds["geobatch"]),
+        "over_obspy": _ratio(_median(waveforms["obspy"]), _median(waveforms["geobatch"])),
         "s3_over_local": _ratio(seconds["geobatch_s3"], seconds["geobatch"]),
         "memory_growth": _ratio(max(growth.values()), growth["1"]),
+        "over_obspy_read": _ratio(_median(waveforms["obspy_read"]), _median(waveforms["geobatch"])),
         "over_mdio_packed_by_itself": _ratio(seconds.get("mdio_packed_by_itself"), seconds["geobatch"]),
         "over_mdio_with_cluster_start": _ratio(seconds.get("mdio"), whole),
         "mb_per_s": {name: round(megabytes / median, 1) for name, median in seconds.items()},
         "peak_mib_by_size": {size: round(peak / 2**20) for size, peak in growth.items()},
         "peers": {name: _summary(own) for name, own in runs.items()},
+        "waveforms": {name: _summary(own) for name, own in waveforms.items()},
         "setting": {"megabytes": round(megabytes, 1), "shape": list(options.shape), "smallest": list(SMALLEST)},
     }
     record("ingest", figures)
+
+
+def _waveform_peers(own: Path) -> dict[str, Peer]:
+    return {
+        "geobatch": Peer(HERE / "peers" / "ingest.py", own, format="miniseed"),
+        "obspy": Peer(HERE / "rivals" / "obspy_loop.py", own, codec="store"),
+        "obspy_read": Peer(HERE / "rivals" / "obspy_loop.py", own, codec="read"),
+    }
+
+
+def _write_archive(folder: Path, days: int) -> Path:
+    """A folder of day files of one station, three channels at 100 Hz: a random walk under noise, packed as Steim 2."""
+    import obspy
+
+    chance = np.random.default_rng(0)
+    samples = 24 * 3600 * 100
+    folder.mkdir()
+    for day in range(days):
+        for channel in ("HHE", "HHN", "HHZ"):
+            values = np.cumsum(chance.integers(-40, 41, samples), dtype=np.int64) // 8 + chance.integers(
+                -60, 61, samples
+            )
+            start = obspy.UTCDateTime(2024, 1, 1) + 86400 * day
+            header = {
+                "network": "XX",
+                "station": "BENCH",
+                "channel": channel,
+                "sampling_rate": 100.0,
+                "starttime": start,
+            }
+            path = folder / f"XX.BENCH..{channel}.D.2024.{day + 1:03d}"
+            obspy.Trace(values.astype(np.int32), header).write(str(path), format="MSEED", encoding="STEIM2", reclen=512)
+    return folder
 
 
 def _measure(peers: dict[str, Peer], path: Path, repetitions: int) -> dict[str, list[Run]]:
@@ -115,13 +157,14 @@ def _measure(peers: dict[str, Peer], path: Path, repetitions: int) -> dict[str, 
 
 
 def _run(peer: Peer, path: Path) -> Run:
-    path.read_bytes()
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        file.read_bytes()
     folder = path.parent
     output = folder / "output"
-    order = Order(str(path), str(output), codec=peer.codec)
+    order = Order(str(path), str(output), codec=peer.codec, format=peer.format)
     if peer.place == "local":
         run = run_peer(peer.python, peer.script, order, folder / "order.json")
-        shutil.rmtree(output)
+        shutil.rmtree(output, ignore_errors=True)
         return run
     with local_s3(BUCKET, folder=folder) as server, environment(server.environment):
         open_storage(f"s3://{BUCKET}").put("raw.sgy", path.read_bytes())
@@ -142,6 +185,10 @@ def _growth(folder: Path) -> dict[str, int]:
     return peaks
 
 
+def _median(runs: list[Run]) -> float:
+    return statistics.median(run.figures["seconds"] for run in runs)
+
+
 def _ratio(one: float | None, other: float) -> float | None:
     return None if one is None else round(one / other, 3)
 
@@ -154,6 +201,7 @@ def _summary(runs: list[Run]) -> Figures:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", type=int, nargs=3, default=(384, 384, 384))
+    parser.add_argument("--days", type=int, default=4, help="of the MiniSEED archive")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--rivals", type=Path, default=ROOT / ".rivals", help="folder of the rivals' environments")
     parser.add_argument("--folder", help="where files and outputs lie meanwhile; the system's by default")
