@@ -306,14 +306,21 @@ def test_zombies_stopped_anywhere_change_nothing(stage: Stage) -> None:
 
 
 def points_under_lease(run: Run) -> list[str]:
-    """The points of a driver from its first write under the lease to its last, but those inside of a folder's lock."""
-    chosen, locked = [], False
+    """The points of a driver from its first write under the lease to its last, but those inside of a folder's lock.
+
+    A name that it passes before it has the lease too is none of them: a fault strikes where a name comes first.
+    """
+    chosen: list[str] = []
+    before, leased, locked = set[str](), False, False
     for passed in run.passed("driver"):
         if passed.point == "before put_if_match _geobatch/lease.json":
             break
+        leased = leased or passed.point == "after put_if_absent _geobatch/lease.json"
         if passed.point.startswith("after put_if_match "):
             locked = False
+        elif not leased:
+            before.add(passed.point)
         elif passed.point.startswith("before ") and "lease" not in passed.point and not locked:
             chosen.append(re.sub(r"receipts/.*", "receipts/", passed.point))
         locked = locked or passed.point.startswith("before put_if_match ")
-    return sorted(set(chosen), key=chosen.index)
+    return [point for point in dict.fromkeys(chosen) if point not in before]
