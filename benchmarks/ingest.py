@@ -81,6 +81,8 @@ def main() -> None:
         "geobatch": Peer(HERE / "peers" / "ingest.py", own),
         "geobatch_s3": Peer(HERE / "peers" / "ingest.py", own, place="s3"),
     }
+    if options.without_s3:
+        del peers["geobatch_s3"]
     if mdio.exists():
         peers["mdio"] = Peer(HERE / "rivals" / "mdio_ingest.py", mdio)
         peers["mdio_packed_by_itself"] = Peer(HERE / "rivals" / "mdio_ingest.py", mdio, codec="mdio")
@@ -97,7 +99,7 @@ def main() -> None:
     figures = {
         "over_mdio": _ratio(seconds.get("mdio"), seconds["geobatch"]),
         "over_obspy": _ratio(_median(waveforms["obspy"]), _median(waveforms["geobatch"])),
-        "s3_over_local": _ratio(seconds["geobatch_s3"], seconds["geobatch"]),
+        "s3_over_local": _ratio(seconds.get("geobatch_s3"), seconds["geobatch"]),
         "memory_growth": _ratio(max(growth.values()), growth["1"]),
         "over_obspy_read": _ratio(_median(waveforms["obspy_read"]), _median(waveforms["geobatch"])),
         "over_mdio_packed_by_itself": _ratio(seconds.get("mdio_packed_by_itself"), seconds["geobatch"]),
@@ -204,6 +206,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--days", type=int, default=4, help="of the MiniSEED archive")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--rivals", type=Path, default=ROOT / ".rivals", help="folder of the rivals' environments")
+    parser.add_argument("--without-s3", action="store_true", help="leave the S3 server out, which takes minutes")
     parser.add_argument("--folder", help="where files and outputs lie meanwhile; the system's by default")
     parser.add_argument("--allow-missing", action="store_true", help="measure the rest when a rival is not installed")
     return parser.parse_args()
