@@ -1,12 +1,16 @@
-"""Stored objects against what proves them: size and SHA-256 of each, read again and compared."""
+"""What proves stored objects: receipts as Parquet, and objects read again and compared with them."""
 
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+
+import pyarrow as pa
+import pyarrow.parquet
 
 from geobatch.errors import IntegrityError, NotFoundError
 from geobatch.fanout import open_fanout
@@ -47,6 +51,33 @@ class Verification:
     shards: int
     bytes: int
     findings: tuple[Finding, ...]
+
+
+def batch_name(fence: int, sequence: int) -> str:
+    """The name of a batch of receipts, which nobody else uses and which sorts by the fencing number."""
+    return f"{fence:08d}-{sequence:06d}-{uuid.uuid4().hex[:8]}.parquet"
+
+
+def parquet_bytes(table: pa.Table, dictionary: Sequence[str] | None = None) -> bytes:
+    """The table as a Parquet file, these columns or all of them as dictionaries where that is smaller."""
+    sink = pa.BufferOutputStream()
+    pyarrow.parquet.write_table(
+        table, sink, compression="zstd", use_dictionary=True if dictionary is None else list(dictionary)
+    )
+    body: bytes = sink.getvalue().to_pybytes()
+    return body
+
+
+def read_receipts(body: bytes, where: str) -> pa.Table:
+    """The receipts in one stored object.
+
+    Raises:
+        IntegrityError: it is no Parquet file of receipts.
+    """
+    try:
+        return pyarrow.parquet.read_table(pa.BufferReader(body))
+    except (pa.ArrowException, OSError) as error:
+        raise IntegrityError("receipts do not read", where=where, measured=str(error).splitlines()[0]) from error
 
 
 def require_sound(result: Verification, url: str, remedy: str = "") -> None:

@@ -26,6 +26,7 @@ from zarr.errors import ZarrUserWarning
 
 from geobatch.blocks import Index as Index
 from geobatch.blocks import Region as Region
+from geobatch.errors import UsageError
 from geobatch.storage import open_storage
 
 
@@ -71,6 +72,19 @@ def clip_grid(shape: Sequence[int], chunk: Sequence[int], shard: Sequence[int]) 
         c * min(max(s // old, 1), -(-n // c)) for c, old, s, n in zip(chunks, chunk, shard, shape, strict=True)
     )
     return chunks, shards
+
+
+def require_whole_multiple(axes: Sequence[str], chunk: Sequence[int], shard: Sequence[int]) -> None:
+    """Refuse a shard that is no whole multiple of its chunk.
+
+    Raises:
+        UsageError: it names the axis.
+    """
+    for axis, c, s in zip(axes, chunk, shard, strict=True):
+        if c < 1 or s < c or s % c:
+            raise UsageError(
+                "shard is no whole multiple of the chunk", where=axis, measured=f"shard {s}, chunk {c}", limit="s = k c"
+            )
 
 
 def shard_grid(spec: ArraySpec) -> Index:

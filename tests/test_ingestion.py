@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from segy_files import write_segy
 
-from geobatch.errors import NotFoundError, TransientError
+from geobatch.errors import DataError, NotFoundError, TransientError
 from geobatch.fanout import open_fanout
 from geobatch.formats import segy_ingest
 from geobatch.formats.ingestion import (
@@ -25,8 +25,10 @@ from geobatch.formats.ingestion import (
     read_quality,
     store_shard,
     verify_ingested,
+    versions_of,
 )
 from geobatch.formats.segy_ingest import ingest
+from geobatch.lease import Control
 from geobatch.shards import ArraySpec
 from geobatch.storage import open_storage
 from geobatch.survey import open_survey
@@ -188,3 +190,37 @@ def test_killed_ingest_goes_on(tmp_path: Path) -> None:
     ingest(source, str(target), **GRID)
     assert shard_bytes(str(target)) == shard_bytes(whole)
     assert verify_ingested(str(target)).findings == ()
+
+
+def test_source_that_changes_while_it_is_read_is_refused_by_every_format(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a")
+    spec, url = ArraySpec("values", ("x",), (2,), "float32", (2,), (2,)), str(tmp_path / "survey")
+    sources = list(zip([str(tmp_path / "a.csv")], versions_of([str(tmp_path / "a.csv")]), strict=True))
+    with ingesting(url, {"format": "test"}, overwrite=False, sources=sources) as work:
+        work.create([spec], {})
+        (tmp_path / "a.csv").write_text("another")
+        with pytest.raises(DataError, match=r"a\.csv: file changed while it was being read"):
+            work.finish([spec], {"schema": 1, "kind": "test", "state": "complete"})
+    assert not open_storage(url).exists("zarr.json")
+
+
+def test_removal_that_was_cut_short_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, other, target = survey_file(tmp_path), survey_file(tmp_path, "b.sgy", 1), str(tmp_path / "survey")
+    ingest(source, target, **GRID)
+    storage = open_storage(target)
+    storage.put("old/zarr.json", b"{}")
+    storage.put("old/c/0", b"shard of an array that the new survey lacks")
+    deleted = []
+
+    def delete(self: Control, key: str) -> None:
+        deleted.append(key)
+        if len(deleted) == 5:
+            raise TransientError("storage went away")
+        self.storage.delete(key)
+
+    with monkeypatch.context() as patch, pytest.raises(TransientError):
+        patch.setattr(Control, "delete", delete)
+        ingest(other, target, **GRID, overwrite=True)
+    assert not storage.exists("zarr.json") and storage.exists("old/c/0")
+    ingest(other, target, **GRID)
+    assert not storage.exists("old/c/0") and verify_ingested(target).findings == ()

@@ -26,7 +26,8 @@ from geobatch.errors import DataError, IncompleteError, MismatchError, UsageErro
 from geobatch.job import forecast, parse_job, run_job
 from geobatch.models.bundle import load_bundle
 from geobatch.preprocess import Chain
-from geobatch.score.receipts import MANIFEST, read_receipts
+from geobatch.proof import read_receipts
+from geobatch.score.receipts import MANIFEST
 from geobatch.score.run import repair
 from geobatch.score.spec import ScoreJob, ScorePlan
 from geobatch.shards import encode_shard

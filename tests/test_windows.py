@@ -15,9 +15,9 @@ from geobatch.errors import NotFoundError
 from geobatch.formats import windows
 from geobatch.formats.ingestion import read_quality, verify_ingested
 from geobatch.formats.spec import IngestRun
-from geobatch.formats.windows_source import BLOCK_BYTES, RangedFile
 from geobatch.inspect import inspect_survey, render_text
 from geobatch.storage import open_storage
+from geobatch.storage.ranged import BLOCK_BYTES, RangedFile
 from geobatch.survey import open_survey
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from geobatch.errors import GeometryError, UsageError
 from geobatch.formats.segy_survey import LONG_NAMES, MAP_CHUNK
 from geobatch.preprocess.statistics import PartialMoments, figures
-from geobatch.shards import ArraySpec, clip_grid
+from geobatch.shards import ArraySpec, clip_grid, require_whole_multiple
 from geobatch.survey import COMPLETE, INVALID_CLASS, SCHEMA, VOLUME_AXES, class_attributes
 
 if TYPE_CHECKING:
@@ -278,11 +278,7 @@ def _main(options: Options, axes: Sequence[str], shape: tuple[int, ...], named: 
     base = (1, side, side) if options.kind == "raster" else (side,) * 3
     wide = (1, whole, whole) if options.kind == "raster" else (whole,) * 3
     chunk, shard = options.chunk or base, options.shard or wide
-    for axis, c, s in zip(axes, chunk, shard, strict=True):
-        if c < 1 or s < c or s % c:
-            raise UsageError(
-                "shard is no whole multiple of the chunk", where=axis, measured=f"shard {s}, chunk {c}", limit="s = k c"
-            )
+    require_whole_multiple(axes, chunk, shard)
     chunks, shards = clip_grid(shape, chunk, shard)
     if options.kind == "labels":
         return _labels(options, axes, shape, chunks, shards)

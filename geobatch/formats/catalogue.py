@@ -82,13 +82,14 @@ def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) 
     """
     dst_url = absolute_url(dst_url)
     sources = list_sources(src_url, SUFFIXES)
+    versions = [(url, version) for url, _, version in sources]
     decisive = {
         "format": "catalogue",
         "numerical_version": NUMERICAL_VERSION,
         "sources": [list(source) for source in sources],
         "options": options.decisive(),
     }
-    with ingesting(dst_url, decisive, overwrite=run.overwrite) as work:
+    with ingesting(dst_url, decisive, overwrite=run.overwrite, sources=versions) as work:
         if work.done is not None:
             run.on_progress(len(sources), len(sources))
             return {"url": dst_url, **work.done}

@@ -7,7 +7,7 @@ month, day … in columns. The option `columns` maps anything else.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -272,6 +272,5 @@ def _in_metres(column: str) -> bool:
 
 
 def _nothing(url: str) -> Events:
-    empty: Callable[[], npt.NDArray[np.float64]] = lambda: np.zeros(0)  # noqa: E731
-    values = {name: empty() for name in ("latitude", "longitude", "depth_km", "magnitude")}
+    values = {name: np.zeros(0) for name in ("latitude", "longitude", "depth_km", "magnitude")}
     return Events(np.zeros(0, np.int64), values, {}, np.zeros(0, np.int64), url)

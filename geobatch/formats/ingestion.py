@@ -1,10 +1,10 @@
 """What every raw format shares on its way to a survey: one writer, pieces with receipts, resume, and a quality table.
 
-    with ingesting(dst_url, decisive, overwrite=False) as work:
+    with ingesting(dst_url, decisive, overwrite=False, sources=[(url, version), …]) as work:
         tables = work.remembered("scan", scan, parts, …)     # read from what an earlier run stored, where there is any
         work.create(specs, values)                           # arrays; the group does not exist yet
         written = work.write(write_piece, pieces, …)         # only pieces without a receipt that holds
-        work.finish(specs, info, values)                     # manifest and quality table, then the group: it opens
+        work.finish(specs, info)                             # manifest and quality table, then the group: it opens
 
 A piece is the unit of work: it stores whole shards, each by one PUT, and returns what proves them. Receipts are flushed
 every few seconds, so that a run that ends anywhere costs the pieces in flight and one batch. `decisive` is everything
@@ -18,8 +18,8 @@ import contextlib
 import hashlib
 import json
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -27,14 +27,13 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet
 
-from geobatch.errors import IntegrityError, NotFoundError, TransientError, UsageError
+from geobatch.errors import DataError, NotFoundError, TransientError, UsageError
 from geobatch.fanout import FanOut, in_order
 from geobatch.lease import LEASE, Control, leased
-from geobatch.proof import Entry, Verification, check_objects
+from geobatch.proof import Entry, Verification, batch_name, check_objects, parquet_bytes, read_receipts
 from geobatch.shards import ArraySpec, Index, create_arrays, encode_shard, finish_group, shard_key
-from geobatch.storage import open_storage
+from geobatch.storage import open_storage, split_url
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -44,6 +43,7 @@ BATCHES = "_geobatch/receipts"
 MANIFEST = "_geobatch/manifest.parquet"
 QUALITY = "_geobatch/quality.parquet"
 FLUSH_INTERVAL_S = 5.0
+LOOKERS = 16
 
 _OBJECT = pa.struct([("key", pa.string()), ("size", pa.int64()), ("sha256", pa.binary(32))])
 _FAULT = pa.struct([(name, pa.string()) for name in ("what", "where", "fault", "action")])
@@ -108,9 +108,11 @@ class Ingestion:
         resumed: An earlier run of the same kind got some way.
     """
 
-    def __init__(self, control: Control, done: dict[str, Any] | None, resumed: bool) -> None:
+    def __init__(
+        self, control: Control, done: dict[str, Any] | None, resumed: bool, sources: Sequence[tuple[str, str]]
+    ) -> None:
         self.control, self.url = control, control.url
-        self.done, self.resumed = done, resumed
+        self.done, self.resumed, self._sources = done, resumed, sources
         self._faults: list[Fault] = []
         self._written: dict[int, Written] = {}
         self._pending: list[int] = []
@@ -197,10 +199,14 @@ class Ingestion:
             specs: Every array.
             info: The survey's own description, the group's attribute `geobatch`.
             attributes: More attributes of the group.
+
+        Raises:
+            DataError: a source changed while it was read.
         """
-        self.control.put(MANIFEST, _parquet(self._table(sorted(self._written))))
+        _require_unchanged(self._sources)
+        self.control.put(MANIFEST, parquet_bytes(self._table(sorted(self._written))))
         faults = [*self._faults, *(fault for number in sorted(self._written) for fault in self._written[number].faults)]
-        self.control.put(QUALITY, _parquet(_fault_table(faults)))
+        self.control.put(QUALITY, parquet_bytes(_fault_table(faults)))
         described = {**info, "faults": _counts(faults)}
         self.control.require()
         finish_group(self.url, specs, {**attributes, "geobatch": described})
@@ -234,8 +240,8 @@ class Ingestion:
         if not self._pending:
             return
         self._sequence += 1
-        name = f"{BATCHES}/{self.control.fence:08d}-{self._sequence:06d}-{uuid.uuid4().hex[:8]}.parquet"
-        self.control.put_new(name, _parquet(self._table(self._pending)))
+        name = f"{BATCHES}/{batch_name(self.control.fence, self._sequence)}"
+        self.control.put_new(name, parquet_bytes(self._table(self._pending)))
         self._pending = []
 
     def _table(self, numbers: Sequence[int]) -> pa.Table:
@@ -258,6 +264,7 @@ def ingesting(
     decisive: Mapping[str, Any],
     *,
     overwrite: bool,
+    sources: Sequence[tuple[str, str]] = (),
     on_wait: Callable[[str], None] = lambda holder: None,
 ) -> Iterator[Ingestion]:
     """The right to write a survey, with what an earlier run of the same `decisive` left.
@@ -266,6 +273,7 @@ def ingesting(
         dst_url: Where it goes.
         decisive: Sources with their versions, options, and the version of the code that decides bytes; JSON.
         overwrite: Replace another survey that is complete.
+        sources: URL and version of each file that is read, as `versions_of` tells it; compared again at the end.
         on_wait: Told who writes the survey, when another process does.
 
     Raises:
@@ -279,13 +287,24 @@ def ingesting(
         begun = control.get_json(DECISIVE)
         same = begun is not None and begun == _canonical(decisive)
         if done is not None and same:
-            yield Ingestion(control, done, resumed=True)
+            yield Ingestion(control, done, True, sources)
             return
         if not same:
             if begun is not None or control.storage.exists("zarr.json"):
                 _remove(control)
             control.put_json(DECISIVE, _canonical(decisive))
-        yield Ingestion(control, None, resumed=same)
+        yield Ingestion(control, None, same, sources)
+
+
+def versions_of(urls: Sequence[str]) -> list[str]:
+    """The version of every file, asked for several at a time."""
+
+    def version(url: str) -> str:
+        root, name = split_url(url)
+        return open_storage(root).version(name)
+
+    with ThreadPoolExecutor(LOOKERS) as lookers:
+        return list(lookers.map(version, urls))
 
 
 def store_shard(url: str, spec: ArraySpec, index: Index, data: npt.NDArray[Any]) -> Stored:
@@ -302,7 +321,7 @@ def read_quality(url: str) -> list[Fault]:
     Raises:
         NotFoundError: no ingest finished there.
     """
-    table = pyarrow.parquet.read_table(pa.BufferReader(open_storage(url).get(QUALITY)))
+    table = read_receipts(open_storage(url).get(QUALITY), f"{url}/{QUALITY}")
     return [Fault(**row) for row in table.to_pylist()]
 
 
@@ -368,13 +387,29 @@ def _refuse_other(url: str, decisive: Mapping[str, Any], overwrite: bool) -> dic
     return None
 
 
+def _require_unchanged(sources: Sequence[tuple[str, str]]) -> None:
+    """Refuse sources of which one has another version now: its parts were read at different times."""
+    for (url, expected), found in zip(sources, versions_of([url for url, _ in sources]), strict=True):
+        if found != expected:
+            raise DataError(
+                "file changed while it was being read",
+                where=url,
+                measured=f"version {found}",
+                limit=f"version {expected}",
+                remedy="Run it again when nothing writes the file.",
+            )
+
+
 def _remove(control: Control) -> None:
-    """Remove a survey's group first, so that it no longer opens, then its arrays and its control state."""
+    """Remove a survey's group first, so that it no longer opens, then its arrays and its control state.
+
+    What says that something was begun stays until it is replaced: a removal that was cut short is taken up again.
+    """
     control.delete("zarr.json")
     keys = [key for key, _ in control.storage.list()]
     arrays = {key.removesuffix("zarr.json") for key in keys if key.count("/") == 1 and key.endswith("/zarr.json")}
     for key in keys:
-        ours = key.startswith("_geobatch/") and key != LEASE
+        ours = key.startswith("_geobatch/") and key not in (LEASE, DECISIVE)
         if ours or key[: key.find("/") + 1] in arrays:
             control.delete(key)
 
@@ -406,17 +441,4 @@ def _written(row: dict[str, Any]) -> Written:
 
 def _read_table(control: Control, key: str) -> pa.Table:
     body = control.get(key)
-    if body is None:
-        return _RECEIPTS.empty_table()
-    try:
-        return pyarrow.parquet.read_table(pa.BufferReader(body)).cast(_RECEIPTS)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        where = f"{control.url}/{key}"
-        raise IntegrityError("receipts do not read", where=where, measured=str(error).splitlines()[0]) from error
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pyarrow.parquet.write_table(table, sink, compression="zstd")
-    body: bytes = sink.getvalue().to_pybytes()
-    return body
+    return _RECEIPTS.empty_table() if body is None else read_receipts(body, f"{control.url}/{key}").cast(_RECEIPTS)

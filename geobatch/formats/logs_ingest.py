@@ -109,6 +109,7 @@ def ingest_logs(
     """
     dst_url = absolute_url(dst_url)
     sources = list_sources(src_url, suffixes)
+    versions = [(url, version) for url, _, version in sources]
     decisive = {
         "format": name,
         "numerical_version": NUMERICAL_VERSION,
@@ -118,7 +119,7 @@ def ingest_logs(
     total = sum(size for _, size, _ in sources)
     largest = max(size for _, size, _ in sources)
     with (
-        ingesting(dst_url, decisive, overwrite=run.overwrite) as work,
+        ingesting(dst_url, decisive, overwrite=run.overwrite, sources=versions) as work,
         open_fanout(small=total <= SMALL_BYTES, num_cpus=run.num_cpus) as fanout,
     ):
         if work.done is not None:

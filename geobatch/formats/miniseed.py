@@ -35,7 +35,6 @@ from geobatch.formats.miniseed_scan import (
     list_source,
     load_table,
     parts_of,
-    refuse_changed,
     scan_part,
 )
 from geobatch.formats.miniseed_survey import (
@@ -114,7 +113,7 @@ def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) 
     total = sum(source.sizes)
     progress = _Progress(run.on_progress, len(files))
     with (
-        ingesting(dst_url, decisive, overwrite=run.overwrite) as work,
+        ingesting(dst_url, decisive, overwrite=run.overwrite, sources=source.files) as work,
         open_fanout(small=total <= SMALL_BYTES, num_cpus=run.num_cpus) as fanout,
     ):
         if work.done is not None:
@@ -127,7 +126,6 @@ def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) 
             info = _write(source, layout, entries, work, fanout, progress, dst_url)
         finally:
             close_decoder()
-        refuse_changed(source)
         info |= {
             "source": {"url": source.url, "files": len(source.keys), "size_bytes": total, "version": _digest(source)},
             "crs": options.crs or ("EPSG:4326" if entries else None),

@@ -9,17 +9,16 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from geobatch.errors import DataError, NotFoundError
-from geobatch.formats.ingestion import Fault
+from geobatch.errors import NotFoundError
+from geobatch.formats.ingestion import Fault, versions_of
 from geobatch.formats.miniseed_records import NS_PER_S, Records, Unusable, read_records
-from geobatch.storage import open_storage, split_url
+from geobatch.storage import join_url, open_storage, split_url
 
 PART_BYTES = 64 * 2**20
 LONGEST_RECORD_BYTES = 2**20
@@ -27,7 +26,6 @@ STRETCH_BYTES = 2**18
 # As obspy joins records: half a sample.
 JOIN_SAMPLES = 0.5
 SAME_RATE = 1e-4
-VERSIONS_AT_ONCE = 16
 
 STRETCH = np.dtype(
     [
@@ -62,6 +60,11 @@ class Source:
     keys: tuple[str, ...]
     sizes: tuple[int, ...]
     versions: tuple[str, ...]
+
+    @property
+    def files(self) -> list[tuple[str, str]]:
+        """URL and version of every file."""
+        return [(join_url(self.url, key), version) for key, version in zip(self.keys, self.versions, strict=True)]
 
     def where(self, number: int) -> str:
         """The name of a file in messages."""
@@ -107,34 +110,9 @@ def list_source(url: str) -> Source:
             raise NotFoundError("no file there", where=url, remedy="Check the URL.") from None
         url = root
     keys = tuple(key for key, _ in entries)
-    return Source(url, keys, tuple(size for _, size in entries), read_versions(url, keys))
-
-
-def read_versions(url: str, keys: Sequence[str]) -> tuple[str, ...]:
-    """The version of every file."""
-    storage = open_storage(url)
-    if len(keys) == 1:
-        return (storage.version(keys[0]),)
-    with ThreadPoolExecutor(VERSIONS_AT_ONCE) as threads:
-        return tuple(threads.map(storage.version, keys))
-
-
-def refuse_changed(source: Source) -> None:
-    """Scan and pieces read the files at different times: they must have been the same ones.
-
-    Raises:
-        DataError: a file has another version now.
-    """
-    now = read_versions(source.url, source.keys)
-    for key, version, expected in zip(source.keys, now, source.versions, strict=True):
-        if version != expected:
-            raise DataError(
-                "file changed while it was being read",
-                where=key,
-                measured=f"version {version}",
-                limit=f"version {expected}",
-                remedy="Run ingest again when nothing writes the file.",
-            )
+    return Source(
+        url, keys, tuple(size for _, size in entries), tuple(versions_of([join_url(url, key) for key in keys]))
+    )
 
 
 def parts_of(source: Source, numbers: Sequence[int]) -> list[Part]:

@@ -10,19 +10,18 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from geobatch.errors import DataError, FormatError, UsageError
+from geobatch.errors import FormatError
 from geobatch.fanout import open_fanout
 from geobatch.formats.ingestion import Fault, Ingestion, Written, ingesting, store_shard
 from geobatch.formats.raster_grid import Mosaic, make_mosaic, parse_crs
 from geobatch.formats.raster_read import Cells, Overlap, read_cells
-from geobatch.formats.raster_source import BLOCK_BYTES, GDAL_CACHE_BYTES, Source, Tile
+from geobatch.formats.raster_source import BLOCK_BYTES, GDAL_CACHE_BYTES, Tile
 from geobatch.formats.raster_spec import Options
 from geobatch.formats.raster_survey import (
     NUMERICAL_VERSION,
@@ -36,11 +35,11 @@ from geobatch.formats.raster_survey import (
     raster_specs,
     warnings_of,
 )
-from geobatch.formats.raster_tiles import LOOKERS, find_sources, scan_tiles
+from geobatch.formats.raster_tiles import find_sources, scan_tiles
 from geobatch.formats.spec import IngestRun
 from geobatch.preprocess.statistics import partial_moments
-from geobatch.shards import ArraySpec, shard_grid
-from geobatch.storage import absolute_url, open_storage, split_url
+from geobatch.shards import ArraySpec, require_whole_multiple, shard_grid
+from geobatch.storage import absolute_url
 
 SMALL_BYTES = 64 * 2**20
 PIECE_BYTES = 128 * 2**20
@@ -75,7 +74,7 @@ def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) 
         UsageError: another survey is there already, or options contradict each other.
     """
     src_url, dst_url = absolute_url(src_url), absolute_url(dst_url)
-    _check(options)
+    require_whole_multiple("yx", options.chunk, options.shard)
     sources = find_sources(src_url, options.asset)
     decisive = {
         "format": "raster",
@@ -85,7 +84,7 @@ def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) 
     }
     size_bytes = sum(source.size_bytes for source in sources)
     with (
-        ingesting(dst_url, decisive, overwrite=run.overwrite) as work,
+        ingesting(dst_url, decisive, overwrite=run.overwrite, sources=[(s.url, s.version) for s in sources]) as work,
         open_fanout(small=size_bytes <= SMALL_BYTES, num_cpus=run.num_cpus) as fanout,
     ):
         if work.done is not None:
@@ -99,7 +98,6 @@ def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) 
         small, values = axes(mosaic)
         work.create([*_arrays(target), *small], values)
         written = _write(mosaic, target, options.overlap, work, fanout, run)
-        _refuse_changed(sources)
         bad = [fault for part in written for fault in part.faults]
         merged = merge_figures([part.figures for part in written])
         _refuse_unreadable(src_url, bad, merged)
@@ -229,17 +227,6 @@ def _told(tile: Tile, options: Options) -> Tile:
     return dataclasses.replace(tile, **changes)
 
 
-def _check(options: Options) -> None:
-    for axis, chunk, shard in zip("yx", options.chunk, options.shard, strict=True):
-        if chunk < 1 or shard < chunk or shard % chunk:
-            raise UsageError(
-                "shard is no whole multiple of the chunk",
-                where=axis,
-                measured=f"shard {shard}, chunk {chunk}",
-                limit="s = k c",
-            )
-
-
 def _arrays(target: Target) -> list[ArraySpec]:
     return [target.values, *([target.valid] if target.valid else [])]
 
@@ -283,25 +270,6 @@ def _shards_of(piece: Piece) -> int:
 def _classes(held: npt.NDArray[Any]) -> dict[str, int]:
     numbers, counts = np.unique(held, return_counts=True)
     return {str(int(number)): int(count) for number, count in zip(numbers, counts, strict=True)}
-
-
-def _refuse_changed(sources: Sequence[Source]) -> None:
-    """Headers and windows are read at different times: every file must have been the same one."""
-
-    def version(source: Source) -> str:
-        root, name = split_url(source.url)
-        return open_storage(root).version(name)
-
-    with ThreadPoolExecutor(LOOKERS) as lookers:
-        for source, found in zip(sources, lookers.map(version, sources), strict=True):
-            if found != source.version:
-                raise DataError(
-                    "file changed while it was being read",
-                    where=source.url,
-                    measured=f"version {found}",
-                    limit=f"version {source.version}",
-                    remedy="Run ingest again when nothing writes the file.",
-                )
 
 
 def _refuse_unreadable(src_url: str, bad: Sequence[Fault], merged: dict[str, Any]) -> None:

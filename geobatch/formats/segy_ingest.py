@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from geobatch.errors import DataError, UsageError
 from geobatch.fanout import FanOut, in_order, open_fanout
 from geobatch.formats.ingestion import Ingestion, Written, ingesting, store_shard
 from geobatch.formats.segy import Lengths, Truncated
@@ -37,8 +36,8 @@ from geobatch.formats.segy_survey import (
     volume_specs,
 )
 from geobatch.formats.spec import IngestOptions, IngestRun
-from geobatch.shards import ArraySpec, shard_grid, shard_indices, shard_region
-from geobatch.storage import absolute_url, open_storage, split_url
+from geobatch.shards import ArraySpec, require_whole_multiple, shard_grid, shard_indices, shard_region
+from geobatch.storage import absolute_url
 from geobatch.survey import VOLUME_AXES
 
 SMALL_FILE_BYTES = 64 * 2**20
@@ -196,9 +195,10 @@ def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) 
     """As `ingest`, told as every format is."""
     src_url, dst_url = absolute_url(src_url), absolute_url(dst_url)
     layout = options.layout
-    _check_multiple(options.chunk, options.shard)
+    require_whole_multiple(VOLUME_AXES, options.chunk, options.shard)
     file = open_source(src_url, truncated=options.truncated, lengths=options.lengths)
     passes = _Passes(run.on_progress, file.trace_count)
+    sources = [(part.url, part.version) for part in file.parts or (file,)]
     decisive = {
         "format": "segy",
         "numerical_version": NUMERICAL_VERSION,
@@ -206,7 +206,7 @@ def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) 
         "options": options.decisive(),
     }
     with (
-        ingesting(dst_url, decisive, overwrite=run.overwrite) as work,
+        ingesting(dst_url, decisive, overwrite=run.overwrite, sources=sources) as work,
         open_fanout(small=file.size_bytes <= SMALL_FILE_BYTES, num_cpus=run.num_cpus) as fanout,
     ):
         if work.done is not None:
@@ -222,7 +222,6 @@ def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) 
         specs = [target.volume, target.headers, *small]
         work.create(specs, values)
         digests = _write_columns(file, target, values["trace_index"], work, fanout, passes.add)
-        _refuse_changed(file)
         identity = identity_of(placement.kind, digests, values)
         info = describe(file, placement, meaning, options.crs, identity, NUMERICAL_VERSION)
         if options.attribution:
@@ -340,29 +339,6 @@ def _column_bytes(file: SegyFile, target: Target) -> int:
     traces = math.prod(places)
     column = traces * (file.sample_count * 4 + file.header_bytes)
     return column + 3 * READERS * (RUN_BYTES + file.trace_bytes) + 4 * 4 * traces * samples
-
-
-def _check_multiple(chunk: Size3, shard: Size3) -> None:
-    for axis, c, s in zip(VOLUME_AXES, chunk, shard, strict=True):
-        if c < 1 or s < c or s % c:
-            raise UsageError(
-                "shard is no whole multiple of the chunk", where=axis, measured=f"shard {s}, chunk {c}", limit="s = k c"
-            )
-
-
-def _refuse_changed(file: SegyFile) -> None:
-    """The scan and the columns read the file at different times: it must have been the same one."""
-    for part in file.parts or (file,):
-        root, name = split_url(part.url)
-        version = open_storage(root).version(name)
-        if version != part.version:
-            raise DataError(
-                "file changed while it was being read",
-                where=part.url,
-                measured=f"version {version}",
-                limit=f"version {part.version}",
-                remedy="Run ingest again when nothing writes the file.",
-            )
 
 
 def _options(given: dict[str, Any]) -> Options:

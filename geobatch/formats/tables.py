@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from geobatch.errors import FormatError, NotFoundError, UsageError
-from geobatch.formats.ingestion import Fault
+from geobatch.formats.ingestion import Fault, versions_of
 from geobatch.formats.libraries import need
 from geobatch.storage import Storage, absolute_url, join_url, open_storage, split_url
+from geobatch.storage.ranged import RangedFile
 
 BLOCK_BYTES = 2**20
 # Words take several times the bytes of their text: small blocks of rows keep memory near the size of the file.
@@ -31,43 +32,10 @@ MISSING_WORDS = frozenset({"", "-", "--", "nan", "null", "none", "n/a", "na", "n
 Words = npt.NDArray[np.object_]
 
 
-class ObjectReader(io.RawIOBase):
-    """An object in storage as a file that reads and seeks by ranged requests."""
-
-    def __init__(self, storage: Storage, key: str) -> None:
-        self._storage, self._key = storage, key
-        self._size, self._at = storage.size(key), 0
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def seekable(self) -> bool:
-        """True."""
-        return True
-
-    def tell(self) -> int:
-        """The place of the next byte."""
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go there."""
-        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        """Bytes from here on, as many as there are and fit."""
-        length = max(0, min(len(buffer), self._size - self._at))
-        if length:
-            buffer[:length] = self._storage.get_range(self._key, self._at, length)
-        self._at += length
-        return length
-
-
 def open_object(url: str, buffer_bytes: int = BLOCK_BYTES) -> io.BufferedReader:
     """The object at `url` as a buffered file."""
     root, name = split_url(url)
-    return io.BufferedReader(ObjectReader(open_storage(root), name), buffer_bytes)
+    return io.BufferedReader(RangedFile(open_storage(root), name, blocks=1), buffer_bytes)
 
 
 def list_sources(src_url: str, suffixes: Sequence[str]) -> list[tuple[str, int, str]]:
@@ -81,7 +49,8 @@ def list_sources(src_url: str, suffixes: Sequence[str]) -> list[tuple[str, int, 
     folder, parent = open_storage(src_url), open_storage(root)
     keys = [(key, size) for key, size in folder.list() if key.lower().endswith(tuple(suffixes))]
     if keys:
-        return [(join_url(src_url, key), size, folder.version(key)) for key, size in keys]
+        urls = [join_url(src_url, key) for key, _ in keys]
+        return [(url, size, version) for url, (_, size), version in zip(urls, keys, versions_of(urls), strict=True)]
     if not name.lower().endswith(tuple(suffixes)) and next(folder.list(), None) is not None:
         raise NotFoundError("folder holds no such file", where=src_url, limit=" or ".join(suffixes))
     return [(src_url, parent.size(name), parent.version(name))]

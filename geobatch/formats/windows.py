@@ -25,7 +25,7 @@ from geobatch.errors import FormatError, NotFoundError
 from geobatch.fanout import FanOut, in_order, open_fanout
 from geobatch.formats.ingestion import Fault, Ingestion, Written, ingesting, store_shard
 from geobatch.formats.miniseed_layout import ALIASES, COMPONENTS
-from geobatch.formats.miniseed_scan import list_source, refuse_changed
+from geobatch.formats.miniseed_scan import list_source
 from geobatch.formats.spec import IngestOptions, IngestRun
 from geobatch.formats.windows_npz import event_rows, read_npz, scan_npz
 from geobatch.formats.windows_seisbench import HDF5_SUFFIXES, open_hdf5, read_rows, scan_seisbench, trace_axes
@@ -95,7 +95,7 @@ def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) 
     }
     total = sum(source.sizes)
     with (
-        ingesting(dst_url, decisive, overwrite=run.overwrite) as work,
+        ingesting(dst_url, decisive, overwrite=run.overwrite, sources=source.files) as work,
         open_fanout(small=total <= SMALL_BYTES, num_cpus=run.num_cpus) as fanout,
     ):
         if work.done is not None:
@@ -114,7 +114,6 @@ def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) 
             task_bytes=5 * math.prod(target.waveform.shards) * 4 + 2 * SHARD_BYTES,
             on_piece=_counter(run, [len(part.table) for part in parts]),
         )
-        refuse_changed(source)
         info = describe(table, target.components, [part.figures for part in written]) | {
             "schema": SCHEMA,
             "state": COMPLETE,

@@ -21,8 +21,9 @@ import pyarrow.csv
 from geobatch.errors import FormatError, NotFoundError
 from geobatch.formats.ingestion import Fault
 from geobatch.formats.libraries import need
-from geobatch.formats.windows_source import RangedFile, Source, Table, times_ns
+from geobatch.formats.windows_source import Source, Table, times_ns
 from geobatch.storage import open_storage
+from geobatch.storage.ranged import RangedFile
 
 HDF5_SUFFIXES = (".hdf5", ".h5")
 PLACE = re.compile(r"(?P<name>[^$]+)(?:\$(?P<row>\d+)(?P<slices>(?:,\d*:\d+)*))?")

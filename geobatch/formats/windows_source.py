@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +12,6 @@ import numpy.typing as npt
 
 from geobatch.formats.ingestion import Fault
 from geobatch.formats.miniseed_scan import Source as Source
-from geobatch.storage import Storage
-
-BLOCK_BYTES = 2**20
-BLOCKS = 16
 
 # Every column: dtype, and what stands where nothing is known.
 COLUMNS: dict[str, tuple[str, Any]] = {
@@ -95,65 +90,6 @@ def load_table(data: bytes) -> Table:
         text = json.loads(stored["text"].tobytes())
         columns = {name: stored[f"column_{name}"] for name in COLUMNS}
     return Table(columns, [Fault(**fault) for fault in text["faults"]], text["told"])
-
-
-class RangedFile(io.RawIOBase):
-    """An object in storage as a file to read: small reads from blocks that are kept, large ones as they are asked.
-
-    Args:
-        storage: Where it is.
-        key: Its name.
-        size: Its bytes.
-    """
-
-    def __init__(self, storage: Storage, key: str, size: int) -> None:
-        super().__init__()
-        self.storage, self.key, self.size = storage, key, size
-        self._position = 0
-        self._blocks: OrderedDict[int, bytes] = OrderedDict()
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def seekable(self) -> bool:
-        """True."""
-        return True
-
-    def tell(self) -> int:
-        """The position of the next read."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move the position."""
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
-        self._position = origin + offset
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill `buffer` from the position as far as the object reaches."""
-        view = memoryview(buffer).cast("B")
-        wanted = max(0, min(len(view), self.size - self._position))
-        done = 0
-        if wanted > BLOCK_BYTES:
-            view[:wanted] = self.storage.get_range(self.key, self._position, wanted)
-            done = wanted
-        while done < wanted:
-            number, offset = divmod(self._position + done, BLOCK_BYTES)
-            part = self._block(number)[offset : offset + wanted - done]
-            view[done : done + len(part)] = part
-            done += len(part)
-        self._position += done
-        return done
-
-    def _block(self, number: int) -> bytes:
-        if number not in self._blocks:
-            start = number * BLOCK_BYTES
-            self._blocks[number] = self.storage.get_range(self.key, start, min(BLOCK_BYTES, self.size - start))
-            if len(self._blocks) > BLOCKS:
-                self._blocks.popitem(last=False)
-        self._blocks.move_to_end(number)
-        return self._blocks[number]
 
 
 def times_ns(texts: list[str]) -> npt.NDArray[np.int64]:

@@ -12,13 +12,13 @@ import numpy as np
 import xarray as xr
 
 from geobatch.fanout import open_fanout
-from geobatch.formats.ingestion import Written, ingesting, store_shard
+from geobatch.formats.ingestion import Written, ingesting, store_shard, versions_of
 from geobatch.labels import spec
 from geobatch.labels.grid import LabelGrid
 from geobatch.labels.layers import LayerStack
 from geobatch.labels.spec import LabelJob
 from geobatch.shards import ArraySpec, Index, clip_grid, shard_indices, shard_region
-from geobatch.storage import absolute_url, open_storage, split_url
+from geobatch.storage import absolute_url
 from geobatch.survey import COMPLETE, INVALID_CLASS, SCHEMA, class_attributes, open_survey, survey_info
 
 NUMERICAL_VERSION = 1
@@ -43,12 +43,14 @@ def paint_labels(job: LabelJob, on_progress: Callable[[int, int], None] = lambda
     info, grid = survey_info(survey), LabelGrid.of(survey, survey_url)
     class_map = _class_map(job, grid)
     indices = list(shard_indices(class_map))
+    urls = sorted({absolute_url(url) for url in _urls(job.model_dump(include={"layers"}))})
+    files = list(zip(urls, versions_of(urls), strict=True))
     decisive: dict[str, Any] = {
         "format": "labels",
         "numerical_version": NUMERICAL_VERSION,
         "survey": [survey_url, info.get("identity")],
         "job": job.model_dump(mode="json", include={"classes", "layers"}),
-        "files": {url: _version(url) for url in sorted(set(_urls(job.model_dump(include={"layers"}))))},
+        "files": files,
     }
     # Bad files are told before anything is written.
     LayerStack.of(job, grid)
@@ -60,7 +62,7 @@ def paint_labels(job: LabelJob, on_progress: Callable[[int, int], None] = lambda
         on_progress(done, len(indices))
 
     with (
-        ingesting(absolute_url(job.output), decisive, overwrite=job.overwrite) as work,
+        ingesting(absolute_url(job.output), decisive, overwrite=job.overwrite, sources=files) as work,
         open_fanout(small=math.prod(grid.shape) <= SMALL_CELLS, num_cpus=job.num_cpus) as fanout,
     ):
         if work.done is not None:
@@ -135,11 +137,6 @@ def _urls(document: Any) -> Iterator[str]:
     elif isinstance(document, list | tuple):
         for value in document:
             yield from _urls(value)
-
-
-def _version(url: str) -> str:
-    root, name = split_url(absolute_url(url))
-    return open_storage(root).version(name)
 
 
 __all__ = ["LabelJob", "paint_labels", "spec"]

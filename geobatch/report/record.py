@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute
 
 from geobatch.errors import IntegrityError
-from geobatch.score.receipts import BATCHES, DEAD_LETTERS, MANIFEST, STAGES, block_numbers, read_receipts
+from geobatch.proof import read_receipts
+from geobatch.score.receipts import BATCHES, DEAD_LETTERS, MANIFEST, STAGES, block_numbers
 from geobatch.storage import Storage, open_storage
 
 NOT_SCORED, SCORED, PARTLY, FAILED = 0, 1, 2, 3

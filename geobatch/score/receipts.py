@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet
 from pydantic import BaseModel, ConfigDict
 
 from geobatch.errors import IntegrityError, TransientError
 from geobatch.lease import Control
+from geobatch.proof import batch_name, parquet_bytes, read_receipts
 from geobatch.score.spec import ScorePlan
 from geobatch.shards import ArraySpec
 
@@ -139,8 +138,8 @@ class Ledger:
         if self._pending:
             table = self._table(self._pending)
             self._sequence += 1
-            name = f"{BATCHES}/{self.control.fence:08d}-{self._sequence:06d}-{uuid.uuid4().hex[:8]}.parquet"
-            self.control.put_new(name, _parquet(table))
+            name = f"{BATCHES}/{batch_name(self.control.fence, self._sequence)}"
+            self.control.put_new(name, parquet_bytes(table, ["worker"]))
             self._pending = []
 
     def forget(self, blocks: Numbers) -> None:
@@ -158,7 +157,7 @@ class Ledger:
         self.flush()
         keys = self._stored_keys()
         table = self._merged(keys)
-        self.control.put(MANIFEST, _parquet(table))
+        self.control.put(MANIFEST, parquet_bytes(table, ["worker"]))
         for key in keys:
             if key != MANIFEST:
                 self.control.delete(key)
@@ -231,25 +230,6 @@ def receipt_schema(arrays: Sequence[ArraySpec], plan_hash: str) -> pa.Schema:
     return pa.schema(fields, metadata={"plan": plan_hash})
 
 
-def read_receipts(body: bytes, where: str) -> pa.Table:
-    """The receipts in one stored object.
-
-    Raises:
-        IntegrityError: it is no Parquet file of receipts.
-    """
-    try:
-        return pyarrow.parquet.read_table(pa.BufferReader(body))
-    except (pa.ArrowException, OSError) as error:
-        raise IntegrityError("receipts do not read", where=where, measured=str(error).splitlines()[0]) from error
-
-
 def block_numbers(table: pa.Table) -> Numbers:
     """The blocks of these receipts."""
     return np.asarray(table["block"].to_numpy(), dtype=np.int64)
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pyarrow.parquet.write_table(table, sink, compression="zstd", use_dictionary=["worker"])
-    body: bytes = sink.getvalue().to_pybytes()
-    return body

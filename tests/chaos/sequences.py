@@ -20,8 +20,9 @@ from line import Fault, Line, Outcome, Run
 from scene import ARRAYS, BLOCKS, Scene, shard_key, state
 
 from geobatch.errors import IncompleteError
+from geobatch.proof import read_receipts
 from geobatch.score.output import JOB, SCOPE
-from geobatch.score.receipts import BATCHES, DEAD_LETTERS, MANIFEST, block_numbers, read_receipts
+from geobatch.score.receipts import BATCHES, DEAD_LETTERS, MANIFEST, block_numbers
 from geobatch.score.region import Region
 from geobatch.score.spec import ScoreJob
 from geobatch.score.verify import verify
