@@ -7,9 +7,11 @@ import os
 import secrets
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from geobatch.errors import UsageError
 
@@ -101,12 +103,56 @@ def _create_bucket(bucket: str, settings: dict[str, str]) -> None:
         create_bucket(bucket)
 
 
+class _Unread:
+    """The bytes of one of moto's objects, of which only the part that is sliced out is read."""
+
+    def __init__(self, key: Any) -> None:
+        self._key = key
+
+    def __len__(self) -> int:
+        return int(self._key.size)
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(len(self))
+        with self._key.lock:
+            self._key._value_buffer.seek(start)
+            return bytes(self._key._value_buffer.read(stop - start))
+
+
+def _read_ranges() -> None:
+    """Let moto read the range that a request asks for; by itself it reads the whole object for each."""
+    from moto.s3 import models, responses
+
+    stored: Any = models.FakeKey
+    answers: Any = responses.S3Response
+    asked = threading.local()
+    get, cut, whole = answers.get_object, answers._handle_range_header, stored.value.fget
+
+    def get_object(response: Any) -> Any:
+        asked.range = bool(response.headers.get("range"))
+        try:
+            return get(response)
+        finally:
+            asked.range = False
+
+    def handle_range(response: Any, request: Any, headers: Any, content: Any) -> Any:
+        status, headers, body = cut(response, request, headers, content)
+        return status, headers, body[:] if isinstance(body, _Unread) else body
+
+    def value(key: Any) -> Any:
+        return _Unread(key) if getattr(asked, "range", False) else whole(key)
+
+    stored.value = property(value, stored.value.fset)
+    answers.get_object, answers._handle_range_header = get_object, handle_range
+
+
 def _serve() -> None:
     """Serve until standard input closes."""
     import logging
 
     from moto.server import ThreadedMotoServer
 
+    _read_ranges()
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

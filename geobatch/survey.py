@@ -7,13 +7,15 @@ import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
 from geobatch.errors import DataError, MismatchError, NotFoundError
 from geobatch.storage import join_url, open_storage, zarr_store
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 VOLUME_AXES = ("inline", "crossline", "sample")
 INVALID_CLASS = 255
@@ -53,6 +55,9 @@ def open_survey(url: str) -> xr.Dataset:
     # Ingest stores every shard; a scored survey lacks those that no run was asked for, a sparse one those without data.
     info = group["attributes"].get("geobatch", {})
     complete = info.get("kind") not in (None, "scored") and not info.get("sparse")
+    # Tasks that only write surveys begin sooner without xarray.
+    import xarray as xr
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         store = zarr_store(url, complete=complete)

@@ -29,7 +29,7 @@ from geobatch.formats.segy_scan import (
     scan_slab,
     slabs,
 )
-from geobatch.preprocess.statistics import figures
+from geobatch.moments import figures
 
 REAL = [
     "segy/f3.sgy",

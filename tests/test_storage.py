@@ -103,6 +103,28 @@ def test_range_beyond_the_end_is_a_format_error(root: str) -> None:
         storage.get_range("short", 3, 10)
 
 
+@pytest.mark.parametrize(
+    ("asked", "part"),
+    [
+        ("bytes=0-0", slice(0, 1)),
+        ("bytes=16777210-16777225", slice(16777210, 16777226)),
+        ("bytes=17000000-", slice(17_000_000, None)),
+        ("bytes=-7", slice(-7, None)),
+        ("bytes=0-99999999", slice(0, None)),
+        ("bytes=7-3", slice(0, None)),
+        ("bytes=0-1,4-5", slice(0, None)),
+    ],
+)
+def test_local_server_answers_every_form_of_range(s3: str, asked: str, part: slice) -> None:
+    body = bytes(range(256)) * (2**16 + 2**12)
+    bucket, _, prefix = s3.removeprefix("s3://").partition("/")
+    open_storage(s3).put("large", body)
+    client = storage_module.boto3.client("s3")
+    answer = client.get_object(Bucket=bucket, Key=f"{prefix}/large", Range=asked)
+    assert answer["Body"].read() == body[part]
+    assert client.head_object(Bucket=bucket, Key=f"{prefix}/large", Range="bytes=3-9")["ContentLength"] == 7
+
+
 def test_key_cannot_leave_its_root(root: str) -> None:
     for key in ("../other", "/etc/passwd", "a/../../b"):
         with pytest.raises(UsageError, match="leaves its root"):

@@ -30,7 +30,7 @@ from geobatch.formats.arrays_stored import StoredSource, open_hdf_array, open_za
 from geobatch.formats.arrays_survey import NUMERICAL_VERSION, Target, describe, live_mask, make_target
 from geobatch.formats.ingestion import Fault, Written, ingesting, store_shard
 from geobatch.formats.spec import IngestOptions, IngestRun
-from geobatch.preprocess.statistics import PartialMoments, merge_moments, partial_moments
+from geobatch.moments import PartialMoments, merge_moments, partial_moments
 from geobatch.shards import shard_grid, shard_region
 from geobatch.storage import absolute_url, open_storage, split_url
 from geobatch.survey import INVALID_CLASS

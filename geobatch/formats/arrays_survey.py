@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from geobatch.errors import GeometryError, UsageError
 from geobatch.formats.segy_survey import LONG_NAMES, MAP_CHUNK
-from geobatch.preprocess.statistics import PartialMoments, figures
+from geobatch.moments import PartialMoments, figures
 from geobatch.shards import ArraySpec, clip_grid, require_whole_multiple
 from geobatch.survey import COMPLETE, INVALID_CLASS, SCHEMA, VOLUME_AXES, class_attributes
 

@@ -32,7 +32,7 @@ from geobatch.formats.catalogue_table import read_table
 from geobatch.formats.ingestion import Fault, Written, ingesting, store_shard
 from geobatch.formats.spec import IngestOptions, IngestRun
 from geobatch.formats.tables import list_sources, open_object
-from geobatch.preprocess.statistics import figures, partial_moments
+from geobatch.moments import figures, partial_moments
 from geobatch.shards import ArraySpec
 from geobatch.storage import absolute_url, split_url
 from geobatch.survey import COMPLETE, SCHEMA

@@ -34,7 +34,7 @@ from geobatch.formats.logs_survey import (
 from geobatch.formats.logs_well import Floats, Well, WellSummary, dump_summaries, load_arrays, load_summaries
 from geobatch.formats.spec import IngestOptions, IngestRun
 from geobatch.formats.tables import list_sources
-from geobatch.preprocess.statistics import partial_moments
+from geobatch.moments import partial_moments
 from geobatch.storage import absolute_url, open_storage
 from geobatch.survey import INVALID_CLASS
 

@@ -17,7 +17,7 @@ from geobatch.formats.logs_quality import FIGURES
 from geobatch.formats.logs_resample import DRIFT, DepthAxis
 from geobatch.formats.logs_well import WellSummary
 from geobatch.formats.spec import IngestOptions
-from geobatch.preprocess.statistics import PartialMoments, figures, merge_moments
+from geobatch.moments import PartialMoments, figures, merge_moments
 from geobatch.shards import ArraySpec
 from geobatch.storage import split_url
 from geobatch.survey import COMPLETE, INVALID_CLASS, SCHEMA, class_attributes

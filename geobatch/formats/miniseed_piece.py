@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from geobatch.formats.miniseed_layout import NO_DATA, Group
 from geobatch.formats.miniseed_process import decoder
 from geobatch.formats.miniseed_records import Records, read_records
 from geobatch.formats.miniseed_scan import Source
+from geobatch.moments import merge_moments, partial_moments
 from geobatch.storage import open_storage
 
 Samples = npt.NDArray[Any]
@@ -149,7 +151,7 @@ def _place_channel(
     wanted = _wanted(records, name, rows, where)
     body = _gather(data, wanted, base)
     try:
-        values, bad = decoder().decode(body, wanted.start_ns.tolist(), wanted.samples.tolist(), wanted.length.tolist())
+        values, bad = decoder().decode(body, wanted.start_ns, wanted.samples, wanted.length)
     except FormatError as error:
         canvas.counts[component, COUNTS.index("undecoded")] += int(rows["samples"].sum())
         fault = f"{error.what}; {error.measured}"
@@ -245,38 +247,29 @@ def _drop_unusable(canvas: Canvas) -> None:
 
 def _moments(samples: Samples, valid: Mask) -> dict[str, Any]:
     """Count, mean, squared deviations and extremes of the valid samples, and how many lie in plateaus there."""
-    count, mean, squares = 0, 0.0, 0.0
-    low, high = np.inf, -np.inf
-    for start in range(0, len(samples), BLOCK_SAMPLES):
-        part = slice(start, start + BLOCK_SAMPLES)
-        block = samples[part] if valid[part].all() else samples[part][valid[part]]
-        if not len(block):
-            continue
-        values = block.astype(np.float64)
-        own = float(values.mean())
-        values -= own
-        more = count + len(values)
-        np.square(values, out=values)
-        squares += float(values.sum()) + (own - mean) ** 2 * count * len(values) / more
-        mean += (own - mean) * len(values) / more
-        count = more
-        low, high = min(low, float(block.min())), max(high, float(block.max()))
-    if not count:
+    parts = [slice(start, start + BLOCK_SAMPLES) for start in range(0, len(samples), BLOCK_SAMPLES)]
+    found = [partial_moments(samples[part] if valid[part].all() else samples[part][valid[part]]) for part in parts]
+    total = functools.reduce(merge_moments, found)
+    if not total.count:
         return {"count": 0}
+    at = {
+        "min": [part for part, own in zip(parts, found, strict=True) if own.minimum == total.minimum],
+        "max": [part for part, own in zip(parts, found, strict=True) if own.maximum == total.maximum],
+    }
     return {
-        "count": count,
-        "mean": mean,
-        "squares": squares,
-        "min": low,
-        "max": high,
-        "at_min": _plateaus(samples, valid, low),
-        "at_max": _plateaus(samples, valid, high),
+        "count": total.count,
+        "mean": total.mean,
+        "squares": total.squares,
+        "min": total.minimum,
+        "max": total.maximum,
+        "at_min": _plateaus(samples, valid, total.minimum, at["min"]),
+        "at_max": _plateaus(samples, valid, total.maximum, at["max"]),
     }
 
 
-def _plateaus(samples: Samples, valid: Mask, value: float) -> int:
-    """How many samples stand in runs of at least `PLATEAU_SAMPLES` of this value."""
-    at = np.flatnonzero(valid & (samples == value))
+def _plateaus(samples: Samples, valid: Mask, value: float, parts: Sequence[slice]) -> int:
+    """How many samples stand in runs of at least `PLATEAU_SAMPLES` of this value, which only these parts hold."""
+    at = np.concatenate([part.start + np.flatnonzero(valid[part] & (samples[part] == value)) for part in parts])
     if len(at) < PLATEAU_SAMPLES:
         return 0
     lengths = np.diff(np.concatenate(([0], np.flatnonzero(np.diff(at) > 1) + 1, [len(at)])))

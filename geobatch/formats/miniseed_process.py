@@ -21,6 +21,7 @@ PATIENCE_S = 30.0
 # Far below what obspy reads when it meets every record alone.
 SLOWEST_BYTES_PER_S = 250_000
 PIPE_BYTES = 2**20
+NO_RECORDS = np.zeros((3, 0), np.int64)
 COMMAND = [sys.executable, "-P", str(Path(__file__).with_name("miniseed_decoder.py"))]
 
 
@@ -37,15 +38,15 @@ class Decoder:
         self._process: subprocess.Popen[bytes] | None = None
 
     def decode(
-        self, body: bytes, starts_ns: Sequence[int], counts: Sequence[int], lengths: Sequence[int]
+        self, body: bytes, starts_ns: npt.ArrayLike, counts: npt.ArrayLike, lengths: npt.ArrayLike
     ) -> tuple[npt.NDArray[Any], dict[int, str]]:
         """The samples of records in their order, zeros for what does not decode, and the fault of each such record.
 
         Raises:
             FormatError: the decoder died of them, or did not end.
         """
-        told = {"what": "records", "starts_ns": list(starts_ns), "counts": list(counts), "lengths": list(lengths)}
-        answer, samples = self._ask(told, body)
+        columns = np.array([starts_ns, counts, lengths], np.int64)
+        answer, samples = self._ask("records", body, columns)
         values = np.frombuffer(samples, answer["dtype"])
         return values, {int(number): str(fault) for number, fault in answer["bad"]}
 
@@ -55,7 +56,7 @@ class Decoder:
         Raises:
             FormatError: it is none.
         """
-        entries: list[dict[str, Any]] = self._ask({"what": "inventory"}, body)[0]["entries"]
+        entries: list[dict[str, Any]] = self._ask("inventory", body)[0]["entries"]
         return entries
 
     def close(self) -> None:
@@ -65,11 +66,15 @@ class Decoder:
             self._process.communicate()
             self._process = None
 
-    def _ask(self, request: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytearray]:
+    def _ask(
+        self, what: str, body: bytes, columns: npt.NDArray[np.int64] = NO_RECORDS
+    ) -> tuple[dict[str, Any], bytearray]:
         deadline = time.monotonic() + self.patience_s + len(body) / SLOWEST_BYTES_PER_S
         try:
             process = self._started()
-            self._send(process, json.dumps({**request, "bytes": len(body)}).encode() + b"\n" + body, deadline)
+            head = json.dumps({"what": what, "records": columns.shape[1], "bytes": len(body)}).encode() + b"\n"
+            for part in (head + columns.tobytes(), body):
+                self._send(process, part, deadline)
             answer, samples = self._receive(process, deadline)
         except (OSError, EOFError, ValueError) as error:
             code = self._process.poll() if self._process else None

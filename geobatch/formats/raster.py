@@ -37,7 +37,7 @@ from geobatch.formats.raster_survey import (
 )
 from geobatch.formats.raster_tiles import find_sources, scan_tiles
 from geobatch.formats.spec import IngestRun
-from geobatch.preprocess.statistics import partial_moments
+from geobatch.moments import partial_moments
 from geobatch.shards import ArraySpec, require_whole_multiple, shard_grid
 from geobatch.storage import absolute_url
 

@@ -18,7 +18,7 @@ from geobatch.formats.raster_grid import Mosaic, parse_crs
 from geobatch.formats.raster_read import common_nodata, invalid_number
 from geobatch.formats.raster_source import Source, Tile
 from geobatch.formats.raster_spec import Options, Size2
-from geobatch.preprocess.statistics import PartialMoments, figures, merge_moments
+from geobatch.moments import PartialMoments, figures, merge_moments
 from geobatch.shards import ArraySpec, clip_grid
 from geobatch.survey import COMPLETE, SCHEMA, survey_info
 

@@ -13,7 +13,7 @@ from geobatch.formats.segy_map import LENGTH, bin_grid, line_figures, map_coordi
 from geobatch.formats.segy_meaning import Meaning
 from geobatch.formats.segy_placement import Placement
 from geobatch.formats.segy_scan import FLAT_SAMPLES, TraceTable
-from geobatch.preprocess.statistics import figures
+from geobatch.moments import figures
 from geobatch.survey import COMPLETE, SCHEMA
 
 # What the standard allows in trace header bytes 71-72, with 0 for 1.

@@ -296,16 +296,16 @@ def read_column(column: Column, file: SegyFile) -> tuple[npt.NDArray[np.float32]
 
 def runs(ordinals: npt.NDArray[np.int32], trace_bytes: int) -> list[slice]:
     """Parts of ascending trace ordinals to be read by one request each: small gaps bridged, size bounded."""
+    wide = np.diff(ordinals) - 1 > GAP_BYTES // trace_bytes
+    ends = [*(np.flatnonzero(wide) + 1).tolist(), len(ordinals)]
+    reach = max(1, RUN_BYTES // trace_bytes)
     found: list[slice] = []
     start = 0
-    for i in range(1, len(ordinals) + 1):
-        if i < len(ordinals):
-            gap = (int(ordinals[i] - ordinals[i - 1]) - 1) * trace_bytes
-            size = (int(ordinals[i] - ordinals[start]) + 1) * trace_bytes
-            if gap <= GAP_BYTES and size <= RUN_BYTES:
-                continue
-        found.append(slice(start, i))
-        start = i
+    for end in ends:
+        while start < end:
+            stop = min(end, int(np.searchsorted(ordinals, ordinals[start] + reach)))
+            found.append(slice(start, stop))
+            start = stop
     return found
 
 

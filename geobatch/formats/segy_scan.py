@@ -31,7 +31,7 @@ from geobatch.formats.segy_file import (
     SegyLayout,
     header_field,
 )
-from geobatch.preprocess.statistics import PartialMoments, merge_moments, partial_moments
+from geobatch.moments import PartialMoments, merge_moments, partial_moments
 
 K = TypeVar("K")
 Extreme = tuple[float, int]

@@ -13,7 +13,7 @@ import xarray as xr
 
 from geobatch.formats.miniseed_survey import text_array
 from geobatch.formats.windows_source import Table
-from geobatch.preprocess.statistics import PartialMoments, figures
+from geobatch.moments import PartialMoments, figures
 from geobatch.shards import ArraySpec
 from geobatch.survey import survey_info
 

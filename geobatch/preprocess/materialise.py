@@ -26,11 +26,11 @@ from geobatch.errors import DataError, MismatchError, UsageError
 from geobatch.fanout import open_fanout
 from geobatch.formats.ingestion import Ingestion, Written, ingesting, store_shard
 from geobatch.formats.segy_survey import MAP_CHUNK
+from geobatch.moments import PartialMoments, figures, merge_moments, partial_moments
 from geobatch.preprocess.chain import Chain, prepare, read_region
 from geobatch.preprocess.grid import Crop
 from geobatch.preprocess.sampling import sampling_of
 from geobatch.preprocess.spec import PreprocessJob
-from geobatch.preprocess.statistics import PartialMoments, figures, merge_moments, partial_moments
 from geobatch.shards import ArraySpec, Index, Region, clip_grid, shard_grid, shard_indices, shard_region
 from geobatch.storage import absolute_url
 from geobatch.survey import COMPLETE, SCHEMA, open_survey, require_complete, require_every_shard, survey_info

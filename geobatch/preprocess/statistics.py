@@ -7,7 +7,7 @@ otherwise. The tree of the reduction is fixed by the chunks, so both give the sa
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -19,6 +19,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from geobatch.errors import DataError, UsageError
+from geobatch.moments import finite_pieces, merge_moments, partial_moments
 
 READ_BYTES = 128 * 2**20
 PIECE_SAMPLES = 2**20
@@ -41,17 +42,6 @@ class Moments:
     maximum: float
 
 
-@dataclass(frozen=True)
-class PartialMoments:
-    """The moments of a part of the data, to be merged; `squares` is the sum of squared deviations from the mean."""
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-    minimum: float = math.inf
-    maximum: float = -math.inf
-
-
 def moments(x: xr.DataArray) -> Moments:
     """Count, mean, standard deviation, rms, minimum and maximum of the valid samples, in float64.
 
@@ -72,21 +62,6 @@ def moments(x: xr.DataArray) -> Moments:
         minimum=total.minimum,
         maximum=total.maximum,
     )
-
-
-def figures(moments: PartialMoments) -> dict[str, float | int | None]:
-    """Count, mean, std, rms, min and max; None where there was no sample."""
-    if not moments.count:
-        return {"count": 0, **dict.fromkeys(("mean", "std", "rms", "min", "max"))}
-    variance = moments.squares / moments.count
-    return {
-        "count": moments.count,
-        "mean": moments.mean,
-        "std": math.sqrt(variance),
-        "rms": math.sqrt(variance + moments.mean**2),
-        "min": moments.minimum,
-        "max": moments.maximum,
-    }
 
 
 def percentiles(x: xr.DataArray, levels: Sequence[float], *, absolute: bool = False) -> list[float]:
@@ -220,51 +195,13 @@ def _cell(figure: Any, ndim: int) -> npt.NDArray[np.object_]:
     return cell
 
 
-def _pieces(block: Float32Array) -> Iterator[Float32Array]:
-    """The finite samples of a block, a bounded number at a time."""
-    flat = np.ravel(block)
-    for start in range(0, flat.size, PIECE_SAMPLES):
-        piece = flat[start : start + PIECE_SAMPLES]
-        finite = np.isfinite(piece)
-        yield piece if finite.all() else piece[finite]
-
-
-def partial_moments(block: Float32Array) -> PartialMoments:
-    """The moments of the finite samples of a block, in float64."""
-    total = PartialMoments()
-    for piece in _pieces(block):
-        if piece.size:
-            values = piece.astype(np.float64)
-            mean = float(values.mean())
-            squares = float(np.square(values - mean).sum())
-            part = PartialMoments(values.size, mean, squares, float(values.min()), float(values.max()))
-            total = merge_moments(total, part)
-    return total
-
-
-def merge_moments(one: PartialMoments, two: PartialMoments) -> PartialMoments:
-    """The moments of two parts together: Chan, Golub & LeVeque 1979."""
-    count = one.count + two.count
-    if count == 0:
-        return one
-    difference = two.mean - one.mean
-    weight = two.count / count
-    return PartialMoments(
-        count=count,
-        mean=one.mean + difference * weight,
-        squares=one.squares + two.squares + difference**2 * one.count * weight,
-        minimum=min(one.minimum, two.minimum),
-        maximum=max(one.maximum, two.maximum),
-    )
-
-
 @dataclass(frozen=True)
 class _HighHistogram:
     absolute: bool
 
     def __call__(self, block: Float32Array) -> CountArray:
         counts = np.zeros(HALF_BINS, dtype=np.int64)
-        for piece in _pieces(block):
+        for piece in finite_pieces(block, PIECE_SAMPLES):
             counts += np.bincount(_keys(piece, self.absolute) >> 16, minlength=HALF_BINS)
         return counts
 
@@ -279,7 +216,7 @@ class _LowHistogram:
         slot_of_bin[list(self.high_bins)] = np.arange(len(self.high_bins))
         shape = (len(self.high_bins), HALF_BINS)
         counts = np.zeros(shape, dtype=np.int64)
-        for piece in _pieces(block):
+        for piece in finite_pieces(block, PIECE_SAMPLES):
             keys = _keys(piece, self.absolute)
             slots = slot_of_bin[keys >> 16]
             wanted = slots >= 0
@@ -290,7 +227,7 @@ class _LowHistogram:
 
 def _count_classes(block: Float32Array) -> CountArray:
     counts = np.zeros(256, dtype=np.int64)
-    for piece in _pieces(block):
+    for piece in finite_pieces(block, PIECE_SAMPLES):
         counts += np.bincount(piece.astype(np.uint8), minlength=256)
     return counts
 
