@@ -7,7 +7,8 @@ before each peer is timed. Repetitions are interleaved; figures are medians.
 
     over_mdio       MDIO's time over geobatch's on a Ray cluster that stands, MDIO told to pack as geobatch does. Beside
                     it: MDIO as it packs by itself, and geobatch with the start of its cluster counted.
-    s3_over_local   geobatch's time from and to an S3 server on the same CPUs over its time on the disk.
+    s3_over_local   geobatch's time from and to an S3 server over its time on the disk, both on half of the CPUs; the
+                    server, a slow one in Python, has the other half to itself.
     over_obspy      obspy's plain loop over a MiniSEED archive of day files, which reads, merges and stores, over
                     geobatch's ingest of it; `over_obspy_read` compares with reading alone, nothing kept.
     memory_growth   peak resident memory of geobatch's largest process for files of 4 and 16 times the size over that
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from common import HERE, ROOT, record
 from running import Run, run_peer
 
@@ -62,13 +64,14 @@ class Order:
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """Who is measured: a script, the Python it runs in, where it reads and writes, and how it packs."""
+    """Who is measured: a script, the Python it runs in, where it reads and writes, how it packs, and on which cores."""
 
     script: Path
     python: Path
     place: str = "local"
     codec: str = "geobatch"
     format: str = "segy"
+    cores: tuple[int, ...] = ()
 
 
 def main() -> None:
@@ -77,12 +80,12 @@ def main() -> None:
     own, mdio = Path(sys.executable), options.rivals / "mdio" / "bin" / "python"
     if not mdio.exists() and not options.allow_missing:
         sys.exit("the environment of mdio is missing. Make it with benchmarks/rivals/setup.sh.")
+    script, (near, _) = HERE / "peers" / "ingest.py", _halves()
     peers = {
-        "geobatch": Peer(HERE / "peers" / "ingest.py", own),
-        "geobatch_s3": Peer(HERE / "peers" / "ingest.py", own, place="s3"),
+        "geobatch": Peer(script, own),
+        "geobatch_on_half": Peer(script, own, cores=near),
+        "geobatch_s3_on_half": Peer(script, own, place="s3", cores=near),
     }
-    if options.without_s3:
-        del peers["geobatch_s3"]
     if mdio.exists():
         peers["mdio"] = Peer(HERE / "rivals" / "mdio_ingest.py", mdio)
         peers["mdio_packed_by_itself"] = Peer(HERE / "rivals" / "mdio_ingest.py", mdio, codec="mdio")
@@ -99,7 +102,7 @@ def main() -> None:
     figures = {
         "over_mdio": _ratio(seconds.get("mdio"), seconds["geobatch"]),
         "over_obspy": _ratio(_median(waveforms["obspy"]), _median(waveforms["geobatch"])),
-        "s3_over_local": _ratio(seconds.get("geobatch_s3"), seconds["geobatch"]),
+        "s3_over_local": _ratio(seconds["geobatch_s3_on_half"], seconds["geobatch_on_half"]),
         "memory_growth": _ratio(max(growth.values()), growth["1"]),
         "over_obspy_read": _ratio(_median(waveforms["obspy_read"]), _median(waveforms["geobatch"])),
         "over_mdio_packed_by_itself": _ratio(seconds.get("mdio_packed_by_itself"), seconds["geobatch"]),
@@ -164,14 +167,30 @@ def _run(peer: Peer, path: Path) -> Run:
     folder = path.parent
     output = folder / "output"
     order = Order(str(path), str(output), codec=peer.codec, format=peer.format)
+    if peer.cores:
+        order = dataclasses.replace(order, cpus=len(peer.cores))
     if peer.place == "local":
-        run = run_peer(peer.python, peer.script, order, folder / "order.json")
+        run = run_peer(peer.python, peer.script, order, folder / "order.json", peer.cores)
         shutil.rmtree(output, ignore_errors=True)
         return run
     with local_s3(BUCKET, folder=folder) as server, environment(server.environment):
+        _pin(server.process_id, _halves()[1])
         open_storage(f"s3://{BUCKET}").put("raw.sgy", path.read_bytes())
         order = dataclasses.replace(order, source=f"s3://{BUCKET}/raw.sgy", output=f"s3://{BUCKET}/survey")
-        return run_peer(peer.python, peer.script, order, folder / "order.json")
+        return run_peer(peer.python, peer.script, order, folder / "order.json", peer.cores)
+
+
+def _halves() -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The cores in two halves."""
+    cores = sorted(os.sched_getaffinity(0))
+    middle = max(1, len(cores) // 2)
+    return tuple(cores[:middle]), tuple(cores[middle:] or cores)
+
+
+def _pin(process_id: int, cores: tuple[int, ...]) -> None:
+    """Bind every thread of a process to these cores; threads that it starts later follow."""
+    for thread in psutil.Process(process_id).threads():
+        os.sched_setaffinity(thread.id, cores)
 
 
 def _growth(folder: Path) -> dict[str, int]:
@@ -203,10 +222,9 @@ def _summary(runs: list[Run]) -> Figures:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", type=int, nargs=3, default=(384, 384, 384))
-    parser.add_argument("--days", type=int, default=4, help="of the MiniSEED archive")
+    parser.add_argument("--days", type=int, default=16, help="of the MiniSEED archive")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--rivals", type=Path, default=ROOT / ".rivals", help="folder of the rivals' environments")
-    parser.add_argument("--without-s3", action="store_true", help="leave the S3 server out, which takes minutes")
     parser.add_argument("--folder", help="where files and outputs lie meanwhile; the system's by default")
     parser.add_argument("--allow-missing", action="store_true", help="measure the rest when a rival is not installed")
     return parser.parse_args()

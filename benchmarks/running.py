@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class Run:
     tree_peak_bytes: int
 
 
-def run_peer(python: Path, script: Path, order: Order, path: Path) -> Run:
+def run_peer(python: Path, script: Path, order: Order, path: Path, cores: Sequence[int] = ()) -> Run:
     """Run a peer to its end.
 
     Args:
@@ -37,6 +38,7 @@ def run_peer(python: Path, script: Path, order: Order, path: Path) -> Run:
         script: The peer.
         order: What it is asked to do.
         path: Where the order is stored for it.
+        cores: The only ones it may use; all when none is named.
     """
     settings = {
         **os.environ,
@@ -46,6 +48,8 @@ def run_peer(python: Path, script: Path, order: Order, path: Path) -> Run:
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     command = [str(python), str(script), order.write(str(path))]
+    if cores:
+        command = ["taskset", "--cpu-list", ",".join(map(str, cores)), *command]
     with subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, text=True) as process:
         watch = _Watch(process.pid)
         watch.start()

@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,20 +39,20 @@ DRAIN_POLL_S = 1.0
 class Replica:
     """One replica: a `BlockScorer`, whose stages run in a thread each.
 
-    The event loop stays free to answer health checks while a block is on the device. With `overlap` the next block is
-    read while one is computed and the last is written; without, one block is finished before the next begins.
+    The event loop stays free to answer health checks while a block is on the device. The next block is read while the
+    last one is written; with `overlap` also while one is computed.
     """
 
     def __init__(self, plan: str, output_url: str, overlap: bool) -> None:
         self._scorer = BlockScorer(ScorePlan.model_validate_json(plan), output_url)
         self._scorer.load()
-        compute = ThreadPoolExecutor(1, thread_name_prefix="predict")
-        self._compute = compute
-        compute.submit(self._scorer.warm_up).result()
-        self._read = ThreadPoolExecutor(1, thread_name_prefix="read") if overlap else compute
-        self._write = ThreadPoolExecutor(1, thread_name_prefix="write") if overlap else compute
-        # Blocks in memory at once: one read ahead, one on the device, one on its way out.
-        self._room = asyncio.Semaphore(3 if overlap else 1)
+        self._read, self._compute, self._write = (
+            ThreadPoolExecutor(1, thread_name_prefix=stage) for stage in ("read", "predict", "write")
+        )
+        self._compute.submit(self._scorer.warm_up).result()
+        # Blocks in memory at once: one read ahead, one on its way out, and with overlap one on the device between them.
+        self._room = asyncio.Semaphore(3 if overlap else 2)
+        self._reading, self._turns = asyncio.Lock(), Turns(together=overlap)
         threading.Thread(target=_leave_draining_node, name="leave", daemon=True).start()
 
     async def score(self, tasks: Sequence[Task]) -> list[Answer]:
@@ -63,14 +63,62 @@ class Replica:
         run = asyncio.get_running_loop().run_in_executor
         async with self._room:
             try:
-                adopted = await run(self._read, self._scorer.adopt, task)
-                if adopted:
-                    return adopted
-                fetched = await run(self._read, self._scorer.read, task)
-                predicted = await run(self._compute, self._scorer.predict, fetched)
-                return await run(self._write, self._scorer.write, predicted)
+                async with self._reading, self._turns.moving():
+                    adopted = await run(self._read, self._scorer.adopt, task)
+                    if adopted:
+                        return adopted
+                    fetched = await run(self._read, self._scorer.read, task)
+                async with self._turns.computing():
+                    predicted = await run(self._compute, self._scorer.predict, fetched)
+                async with self._turns.moving():
+                    return await run(self._write, self._scorer.write, predicted)
             except Exception as error:
                 return describe_failure(error)
+
+
+class Turns:
+    """Whether blocks are computed or moved: a network takes every core of a CPU, and what runs beside it delays it.
+
+    Args:
+        together: Both may go on at once.
+    """
+
+    def __init__(self, *, together: bool) -> None:
+        self._together = together
+        self._changed = asyncio.Condition()
+        self._moving = self._waiting = 0
+        self._computing = False
+
+    @contextlib.asynccontextmanager
+    async def moving(self) -> AsyncIterator[None]:
+        """A context in which a block is read or written; what is ready to be computed goes first."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._together or not (self._computing or self._waiting))
+            self._moving += 1
+        try:
+            yield
+        finally:
+            async with self._changed:
+                self._moving -= 1
+                self._changed.notify_all()
+
+    @contextlib.asynccontextmanager
+    async def computing(self) -> AsyncIterator[None]:
+        """A context in which a block is computed."""
+        async with self._changed:
+            self._waiting += 1
+            try:
+                await self._changed.wait_for(lambda: self._together or not (self._moving or self._computing))
+                self._computing = True
+            finally:
+                self._waiting -= 1
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            async with self._changed:
+                self._computing = False
+                self._changed.notify_all()
 
 
 def _leave_draining_node() -> None:
