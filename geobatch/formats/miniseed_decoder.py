@@ -19,11 +19,13 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+Ints = npt.NDArray[np.int64]
+
 # obspy keeps times to the microsecond.
 SAME_TIME_NS = 1_000_000
 
 
-def decode(body: bytes, starts_ns: list[int], counts: list[int], lengths: list[int]) -> tuple[Any, list[list[Any]]]:
+def decode(body: bytes, starts_ns: Ints, counts: Ints, lengths: Ints) -> tuple[Any, list[list[Any]]]:
     """The samples of records that lie one after the other, and the number and fault of each that does not decode.
 
     Args:
@@ -58,7 +60,7 @@ def decode(body: bytes, starts_ns: list[int], counts: list[int], lengths: list[i
     return np.concatenate(parts).astype(np.result_type(*kinds), copy=False), bad
 
 
-def _read(body: bytes, starts_ns: list[int], counts: list[int]) -> tuple[npt.NDArray[Any] | None, str]:
+def _read(body: bytes, starts_ns: Ints, counts: Ints) -> tuple[npt.NDArray[Any] | None, str]:
     """The samples when obspy reads all of them, in order and without a complaint; else its complaint."""
     import obspy
 
@@ -72,13 +74,14 @@ def _read(body: bytes, starts_ns: list[int], counts: list[int]) -> tuple[npt.NDA
     if wrong := [str(complaint.message) for complaint in complaints if "integrity" in str(complaint.message)]:
         return None, wrong[0]
     found = sum(len(trace.data) for trace in traces)
-    if found != sum(counts):
-        return None, f"gives {found} samples, its header claims {sum(counts)}"
-    firsts = dict(zip(np.concatenate(([0], np.cumsum(counts[:-1]))).tolist(), starts_ns, strict=True))
+    if found != counts.sum():
+        return None, f"gives {found} samples, its header claims {counts.sum()}"
+    firsts = np.cumsum(counts) - counts
     position = 0
     for trace in traces:
-        start = firsts.get(position)
-        if start is None or abs(trace.stats.starttime.ns - start) > SAME_TIME_NS:
+        record = int(np.searchsorted(firsts, position))
+        known = record < len(firsts) and firsts[record] == position
+        if not known or abs(trace.stats.starttime.ns - int(starts_ns[record])) > SAME_TIME_NS:
             return None, "is read at another time than its header tells"
         position += len(trace.data)
     return (traces[0].data if len(traces) == 1 else np.concatenate([trace.data for trace in traces])), ""
@@ -126,7 +129,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
             if request["what"] == "inventory":
                 answer: dict[str, Any] = {"entries": inventory(body)}
             else:
-                values, bad = decode(body, *columns.tolist())
+                values, bad = decode(body, *columns)
                 samples = np.ascontiguousarray(values).view(np.uint8).data
                 answer = {"dtype": values.dtype.str, "bad": bad}
         except Exception as error:  # The answer to whatever goes wrong is what went wrong.
