@@ -33,7 +33,6 @@ TRACE_WORDS = {
     "duplicate_traces": "duplicate",
     "non_finite_traces": "with samples not finite",
     "clipped_traces": "clipped at the survey's extreme",
-    "clipped_of_sample": "of those sampled clipped at their own",
 }
 
 # Kinds that their formats describe, and the lines of each description.
@@ -170,6 +169,8 @@ def _classes(class_map: xr.DataArray) -> dict[str, Any]:
 
 def _rows(info: dict[str, Any]) -> list[tuple[str, str]]:
     """Label and text of each line of the rendered description."""
+    if info["kind"] == "array":
+        return _array_rows(info)
     if info["kind"] in _ROWS:
         return _ROWS[info["kind"]](info)
     domain = f" in {info['domain']}" if "domain" in info and info["kind"] != "raster" else ""
@@ -207,8 +208,9 @@ def _rows(info: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("percentiles", f"{text} (of {levels_of})"))
     if spectrum := info.get("spectrum"):
         rows.append(("spectrum", spectrum_text(spectrum)))
-    if "sample" in info:
-        rows.append(("sampled", info["sample"]))
+    if sample := info.get("sample"):
+        bad = f", {sample['clipped']} of them clipped at their own extreme" if "clipped" in sample else ""
+        rows.append(("sampled", sample["text"] + bad))
     if "classes_of" in info:
         rows.append(("classes of", info["classes_of"]))
     unit = "cells" if info["kind"] == "raster" else "voxels"
@@ -218,6 +220,20 @@ def _rows(info: dict[str, Any]) -> list[tuple[str, str]]:
         shape = " x ".join(map(str, array["shape"]))
         rows.append((name, f"{array['dtype']} {shape}, chunks {array['chunks']}, shards {array['shards']}"))
     return rows
+
+
+def _array_rows(info: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is told of an array that nobody named."""
+    sampled = info["sampled"]
+    parts = [f"{sampled['valid']:.1%} valid", *(f"{k} {sampled[k]:g}" for k in ("min", "max", "mean") if k in sampled)]
+    return [
+        ("kind", "array"),
+        ("shape", " x ".join(map(str, info["shape"]))),
+        ("type", str(info["dtype"])),
+        ("axes", ", ".join(info["dims"]) if info["dims"] else "not named: give them with --set dims=[…]"),
+        ("sampled", ", ".join(parts)),
+        *((f"attribute {name}", str(value)[:200]) for name, value in info["attributes"].items()),
+    ]
 
 
 def _regular_text(regular: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ import xarray as xr
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
+SMALL_BYTES = 64 * 2**20
 SAMPLE_BYTES = 256 * 2**20
 FEWEST_COLUMNS = 4
 MOST_COLUMNS = 512
@@ -74,13 +75,16 @@ def chunks_of(array: xr.DataArray) -> tuple[int, ...]:
 
 
 def sample_traces(samples: xr.DataArray, live: Mask | None = None) -> TraceSample:
-    """Traces of columns of chunks drawn at random from those with live traces, by a fixed seed.
+    """Traces of columns of chunks drawn at random from those with live traces, by a fixed seed; of small arrays all.
+
+    At most `MOST_TRACES` are kept, evenly among those that were read.
 
     Args:
         samples: `(…, sample)`, lazily opened.
         live: Which traces are live, on every axis but the samples'; all when not given.
     """
-    places, cells = samples.shape[:-1], chunks_of(samples)[:-1]
+    places = samples.shape[:-1]
+    cells = places if 4 * samples.size <= SMALL_BYTES else chunks_of(samples)[:-1]
     if live is None:
         live = np.ones(places, np.bool_)
     held = live

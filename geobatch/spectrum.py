@@ -124,19 +124,20 @@ def trace_spectrum(
             count += len(block)
     if not count or not total[1:].any():
         return None
-    return Spectrum(np.fft.rfftfreq(length, interval / many), total / count, name, count, length)
+    frequency = np.arange(length // 2 + 1) * (many / interval / length)
+    return Spectrum(frequency, total / count, name, count, length)
 
 
-def spectrum_doubts(figures: dict[str, Any], where: str = "") -> list[str]:
+def spectrum_doubts(figures: dict[str, Any]) -> list[str]:
     """Sentences on what is suspicious in the figures of a spectrum."""
-    found, before = [], f"{where}: " if where else ""
+    found = []
     share = figures["share_near_nyquist"]
     if share > MUCH_HIGH_ENERGY:
         found.append(
-            f"{before}{share:.0%} of the energy lies above {HIGH_SHARE_OF_NYQUIST:.0%} of Nyquist"
+            f"{share:.0%} of the energy lies above {HIGH_SHARE_OF_NYQUIST:.0%} of Nyquist"
             f" ({figures['nyquist']:g} {figures['unit']}): aliasing, spikes or white noise"
         )
-    found += [f"{before}a narrow peak at {line:g} Hz: mains hum?" for line in figures["hum_hz"]]
+    found += [f"a narrow peak at {line:g} Hz: mains hum?" for line in figures["hum_hz"]]
     return found
 
 

@@ -74,7 +74,7 @@ def suspicious(described: dict[str, Any], info: dict[str, Any]) -> list[str]:
             )
     elif described.get("makes", described["kind"]) in ("volume", "gathers"):
         found.append("no bin grid: coordinates are missing or do not vary")
-    found += _irregular(described) + _clipped_by_trace(traces)
+    found += _irregular(described) + _clipped_by_trace(described.get("sample", {}), traces)
     found += _odd_values(described.get("distribution", {}), described.get("quantity"))
     return found + (spectrum_doubts(described["spectrum"]) if "spectrum" in described else [])
 
@@ -92,9 +92,9 @@ def _irregular(described: dict[str, Any]) -> list[str]:
     return found
 
 
-def _clipped_by_trace(traces: dict[str, Any]) -> list[str]:
+def _clipped_by_trace(sample: dict[str, Any], traces: dict[str, Any]) -> list[str]:
     """Traces that were clipped each at its own level, which the extremes of the whole survey do not show."""
-    clipped, sampled = traces.get("clipped_of_sample") or 0, traces.get("sampled") or 0
+    clipped, sampled = sample.get("clipped", 0), sample.get("traces", 0)
     if clipped <= MANY_CLIPPED * sampled or traces.get("clipped_traces"):
         return []
     return [f"{clipped} of {sampled} sampled traces stay at their own largest or smallest amplitude: clipped"]

@@ -61,7 +61,8 @@ def lazy_array(
 
 def enclosing(key: Key, shape: Sequence[int]) -> tuple[tuple[slice, ...], Key]:
     """The region without steps around what a key asks for, and the key within that region."""
-    region, inside = [], []
+    region: list[slice] = []
+    inside: list[int | slice] = []
     for part, size in zip(key, shape, strict=True):
         if isinstance(part, slice):
             places = range(size)[part]

@@ -38,7 +38,7 @@ def seismic_quality(dataset: xr.Dataset, info: dict[str, Any], sampled: TraceSam
     only maps are read, which hold some bytes per trace.
     """
     samples = dataset[info["variable"]]
-    told = {name: info[name] for name in ("bin_grid", "fold", "line") if name in info}
+    told: dict[str, Any] = {name: info[name] for name in ("bin_grid", "fold", "line") if name in info}
     told |= quality(info, str(samples.attrs.get("units", "")))
     if info.get("sparse"):
         told |= _of_maps(dataset)
@@ -49,14 +49,13 @@ def seismic_quality(dataset: xr.Dataset, info: dict[str, Any], sampled: TraceSam
     if grid := told.get("bin_grid"):
         told["regularity"] = _regularity(grid, told["traces"])
     finite = sampled.traces[np.isfinite(sampled.traces)]
-    told["sample"] = sampled.text
+    told["sample"] = {"traces": len(sampled.traces), "of": sampled.total, "text": sampled.text}
     if finite.size:
         values = np.percentile(finite.astype(np.float64), LEVELS).tolist()
         told["distribution"] |= {"percentiles": dict(zip(map(str, LEVELS), values, strict=True))}
         told["distribution"]["percentiles_of"] = sampled.text
     if info.get("quantity") == "amplitude":
-        told["traces"]["clipped_of_sample"] = int(clipped(sampled.traces).sum())
-        told["traces"]["sampled"] = len(sampled.traces)
+        told["sample"]["clipped"] = int(clipped(sampled.traces).sum())
         found = trace_spectrum(sampled.traces, float(info["sample_interval"]), str(info["sample_unit"]))
         if found is not None:
             told["spectrum"] = found.figures()

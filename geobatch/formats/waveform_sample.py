@@ -6,6 +6,7 @@ per sampling rate, whatever the archive; the same archive gives the same part.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ FEWEST_BINS = 8
 MOST_GAPS = 2000
 # A mean this many standard deviations from zero is an offset of the recorder, which filters and networks meet first.
 OFFSET_STDS = 3.0
+_KIND = re.compile(r"[\d.%() ]+")
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ def read_availability(dataset: xr.Dataset, rate: Mapping[str, Any], row: int, ro
 
 def waveform_spectra(dataset: xr.Dataset, rates: list[dict[str, Any]]) -> tuple[list[list[ChannelSample]], list[str]]:
     """Pieces per rate, and sentences on what is suspicious in them; spectra go into the channels of `rates`."""
-    sampled, found = [], []
+    sampled: list[list[ChannelSample]] = []
+    doubts: dict[str, list[str]] = {}
     for rate in rates:
         pieces = sample_channels(dataset, rate)
         told = {channel["channel"]: channel for channel in rate["channels"]}
@@ -121,15 +124,20 @@ def waveform_spectra(dataset: xr.Dataset, rates: list[dict[str, Any]]) -> tuple[
             if spectrum is not None and sample.channel in told:
                 figures = spectrum.figures()
                 told[sample.channel]["spectrum"] = figures
-                found += spectrum_doubts(figures, sample.channel)
+                for doubt in spectrum_doubts(figures):
+                    doubts.setdefault(_KIND.sub("", doubt), []).append(f"{sample.channel}: {doubt}")
         sampled.append(pieces)
-        offsets = [c for c in rate["channels"] if c["count"] and c["std"] and abs(c["mean"]) > OFFSET_STDS * c["std"]]
-        found += [
-            f"{c['channel']}: mean {c['mean']:.4g} is {abs(c['mean']) / c['std']:.0f} times the standard deviation:"
-            " DC offset"
-            for c in offsets
-        ]
-    return sampled, found
+        for channel in rate["channels"]:
+            if channel["count"] and channel["std"] and abs(channel["mean"]) > OFFSET_STDS * channel["std"]:
+                times = abs(channel["mean"]) / channel["std"]
+                told_offset = f"mean {channel['mean']:.4g} is {times:.0f} times the standard deviation: DC offset"
+                doubts.setdefault("offset", []).append(f"{channel['channel']}: {told_offset}")
+    return sampled, [_one(same) for same in doubts.values()]
+
+
+def _one(same: list[str]) -> str:
+    """One sentence for what is said of several channels."""
+    return same[0] if len(same) == 1 else f"{same[0]}; likewise {len(same) - 1} more channels"
 
 
 def _channels(dataset: xr.Dataset, rate: Mapping[str, Any]) -> npt.NDArray[Any]:

@@ -34,7 +34,7 @@ MOST_DOTS = 8000
 INK, ALERT, SOFT, SECOND = "#4477aa", "#d1495b", "#9aa5b1", "#d98c21"
 LINE_COLORS = ("#4477aa", "#d98c21", "#2f9e6e", "#b25690", "#5bb5d6", "#8a6d3b")
 MOST_NAMES = 40
-MAP_LEFT = 74.0
+MAP_LEFT = 90.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class Axis:
         values, low, high = np.asarray(values, np.float64), self.low, self.high
         if self.log:
             values, low, high = np.log10(np.maximum(values, 1e-300)), math.log10(low), math.log10(high)
-        return np.clip((values - low) / ((high - low) or 1.0), 0, 1)
+        places: Array = np.clip((values - low) / ((high - low) or 1.0), 0, 1)
+        return places
 
 
 def linear(low: float, high: float, label: str, *, count: int = 6, down: bool = False) -> Axis:
@@ -87,9 +88,10 @@ def logarithmic(low: float, high: float, label: str) -> Axis:
 def of_time(start_ns: int, end_ns: int, label: str = "time (UTC)") -> Axis:
     """An axis of times, ns since 1970; places are those of ns as float64."""
     low, high = (float(t) / 86_400e9 for t in (start_ns, max(end_ns, start_ns + 1)))
-    locator = matplotlib.dates.AutoDateLocator(minticks=3, maxticks=7)
-    formatter = matplotlib.dates.ConciseDateFormatter(locator)
-    days = [float(day) for day in locator.tick_values(*matplotlib.dates.num2date([low, high])) if low <= day <= high]
+    dates: Any = matplotlib.dates
+    locator = dates.AutoDateLocator(minticks=3, maxticks=7)
+    formatter = dates.ConciseDateFormatter(locator)
+    days = [float(day) for day in locator.tick_values(*dates.num2date([low, high])) if low <= day <= high]
     texts = formatter.format_ticks(days)
     about = formatter.get_offset()
     ticks = tuple((day * 86_400e9, text) for day, text in zip(days, texts, strict=True))
@@ -111,11 +113,16 @@ class Chart:
         y: Upwards.
         ratio: Height per width.
         left: Room for the labels of y.
+        height: In view units, in place of the ratio.
     """
 
-    def __init__(self, x: Axis, y: Axis, ratio: float = 0.55, left: float = MARGIN_LEFT) -> None:
-        width = min(VIEW_WIDTH - left - MARGIN_RIGHT, TALLEST / ratio)
-        height = width * ratio
+    def __init__(
+        self, x: Axis, y: Axis, ratio: float = 0.55, left: float = MARGIN_LEFT, height: float | None = None
+    ) -> None:
+        width = VIEW_WIDTH - left - MARGIN_RIGHT
+        if height is None:
+            width = min(width, TALLEST / ratio)
+            height = width * ratio
         x_ticks = tuple(Tick(left + width * float(x.place(value)), text) for value, text in x.ticks)
         y_ticks = tuple(Tick(MARGIN_TOP + height * (1 - float(y.place(value))), text) for value, text in y.ticks)
         self.x, self.y = x, y
@@ -224,7 +231,7 @@ def _squeeze(unit: str, south: float, north: float) -> float:
 def _map_labels(unit: str) -> tuple[str, str]:
     if unit.startswith("deg"):
         return "longitude (°)", "latitude (°)"
-    return (f"easting ({unit})", f"northing ({unit})") if unit else ("x", "y")
+    return (f"easting ({unit})", f"northing ({unit})") if unit else ("easting", "northing")
 
 
 def over(panel: Panel, marks: Sequence[Mark], legend: Sequence[tuple[str, str]] = (), note: str = "") -> Panel:

@@ -24,6 +24,7 @@ from geobatch.report.charts import (
     thin_out,
 )
 from geobatch.report.figures import (
+    MAX_PIXELS,
     Frame,
     Group,
     Panel,
@@ -34,6 +35,9 @@ from geobatch.report.figures import (
     picture,
 )
 from geobatch.report.panels import (
+    DEAD,
+    LIVE,
+    MISSING,
     TRACE_STYLES,
     AmplitudeScale,
     class_panel,
@@ -113,7 +117,7 @@ def _sections(survey: Seismic) -> Group:
         found.append((title, axes, _masked(survey, plane, axes, at), plane))
     scale = scale_of([values for _, _, values, _ in found], array)
     panels = [_section_panel(survey, title, axes, values, plane, scale) for title, axes, values, plane in found]
-    return Group("Sections", "Amplitudes to their 99th percentile. Hatched: no valid sample.", panels)
+    return Group("Sections", "Drawn to the 99th percentile. Hatched: no valid sample.", panels)
 
 
 def _planes(survey: Seismic, dims: tuple[str, ...]) -> list[tuple[str, tuple[str, str], dict[str, int]]]:
@@ -124,25 +128,23 @@ def _planes(survey: Seismic, dims: tuple[str, ...]) -> list[tuple[str, tuple[str
     if survey.dataset.sizes["sample"] == 1:
         thick, lines = [], []
     else:
-        lines = [d for d in places if d in ("inline", "crossline", "trace")]
+        lines = [d for d in ("crossline", "inline", "trace") if d in places]
     found: list[tuple[str, tuple[str, str], dict[str, int]]] = []
     for along in lines:
         if along in thick or len(dims) == 2:
             at = {d: middle[d] for d in places if d != along}
-            said = ", ".join(f"{d} {spelled(float(survey.values(d)[i]))}" for d, i in at.items())
+            said = ", ".join(f"{d} {survey.values(d)[i]:.10g}" for d, i in at.items())
             found.append((said[:1].upper() + said[1:] or "Traces in their order", (along, "sample"), at))
     for third in ("offset", "angle"):
         if third in thick:
             at = {d: middle[d] for d in places if d != third}
-            said = ", ".join(f"{d} {spelled(float(survey.values(d)[i]))}" for d, i in at.items())
+            said = ", ".join(f"{d} {survey.values(d)[i]:.10g}" for d, i in at.items())
             found.append((f"Gather at {said}", (third, "sample"), at))
     if {"inline", "crossline"} <= set(thick) or survey.dataset.sizes["sample"] == 1:
         at = {d: middle[d] for d in dims if d not in ("inline", "crossline")}
         unit = "ms" if survey.in_time else "m"
         said = ", ".join(
-            f"{spelled(float(survey.values(d)[i]))} {unit}"
-            if d == "sample"
-            else f"{d} {spelled(float(survey.values(d)[i]))}"
+            f"{survey.values(d)[i]:.10g} {unit}" if d == "sample" else f"{d} {survey.values(d)[i]:.10g}"
             for d, i in at.items()
         )
         found.append((f"{'Time' if survey.in_time else 'Depth'} slice at {said}", ("inline", "crossline"), at))
@@ -217,8 +219,7 @@ def _maps(survey: Seismic, sampled: TraceSample | None) -> list[Panel]:
     dataset, panels = survey.dataset, []
     sizes = [dataset.sizes.get(axis, 0) for axis in ("inline", "crossline")]
     if "live_mask" in dataset and min(sizes) > 1:
-        state = trace_state(dataset)
-        state = state if state.ndim == 2 else state.min(axis=tuple(range(2, state.ndim)))
+        state = _thinned(trace_state(dataset))
         frame = _map_of(survey, survey.values("inline"), survey.values("crossline"))
         panel = class_panel("Traces" if dataset["live_mask"].ndim == 2 else "Bins", state[::-1], frame, TRACE_STYLES)
         panels.append(_with_clipped(panel, survey, sampled, (sizes[0], sizes[1])))
@@ -226,6 +227,21 @@ def _maps(survey: Seismic, sampled: TraceSample | None) -> list[Panel]:
             panels.append(_fold_panel(np.asarray(dataset["fold"].values), frame))
     places = _positions(survey)
     return [*panels, *([places] if places else [])]
+
+
+def _thinned(state: Array) -> Array:
+    """States on the map as many as a picture shows: of a gather live where any trace is, of neighbours dead likewise."""
+    if state.ndim > 2:
+        state = state.min(axis=tuple(range(2, state.ndim)))
+    steps = [-(-size // MAX_PIXELS) for size in state.shape]
+    if max(steps) == 1:
+        return state
+    dead, missing = state == DEAD, state == MISSING
+    for axis, step in enumerate(steps):
+        starts = np.arange(0, state.shape[axis], step)
+        dead = np.logical_or.reduceat(dead, starts, axis=axis)
+        missing = np.logical_and.reduceat(missing, starts, axis=axis)
+    return np.where(dead, DEAD, np.where(missing, MISSING, LIVE)).astype(np.uint8)
 
 
 def _with_clipped(panel: Panel, survey: Seismic, sampled: TraceSample | None, shape: tuple[int, int]) -> Panel:
@@ -304,4 +320,4 @@ def _amplitudes(survey: Seismic, sampled: TraceSample) -> Group:
         hum = [("mains hum?", ALERT)] if figures["hum_hz"] else []
         legend = [("dominant", SECOND), (f"above {BAND_DB:g} dB", SOFT), *hum]
         panels.append(chart.panel("Mean spectrum", legend=legend, note=f"Welch, {spectrum.segment_samples} samples."))
-    return Group("Amplitudes", f"Of {sampled.text}.", panels)
+    return Group("Values", f"Of {sampled.text}.", panels)

@@ -93,7 +93,7 @@ def _matrix(coverage: Array, wells: list[str], names: list[str]) -> Panel:
     down = of_names(wells[:MATRIX_WELLS], longest=20)
     ticks = tuple((i + 0.5, str(i + 1)) for i in range(cut.shape[1]) if cut.shape[1] <= 20 or i % 2 == 0)
     across = Axis(0, cut.shape[1], "number of the curve", ticks)
-    chart = Chart(across, down, min(1.3, max(0.25, 0.9 * cut.shape[0] / cut.shape[1])), 128.0)
+    chart = Chart(across, down, left=150.0, height=15.0 * cut.shape[0] + 6)
     rgba = amplitude_rgba(np.where(cut > 0, cut, np.nan), 0.0, 1.0, "viridis")
     left_out = len(wells) - len(cut), len(names) - cut.shape[1]
     more = [f"{count} more {what}." for count, what in zip(left_out, ("wells", "curves"), strict=True) if count > 0]

@@ -24,17 +24,20 @@ from geobatch.report.charts import (
     shortened,
 )
 from geobatch.report.figures import Group, Panel
+from geobatch.spectrum import Spectrum
 
 Array = npt.NDArray[Any]
 NS_PER_S = 1_000_000_000
 # Rows of the picture of gaps; further stations are told in the table.
 MOST_ROWS = 60
+ROW_HEIGHT = 15.0
 MOST_TRACES = 6
 MOST_SPECTRA = 6
 TRACE_S = 600.0
 MOST_WINDOWS = 6
 LOWEST_DB = -80.0
-NAMES_LEFT = 128.0
+NAMES_LEFT = 138.0
+BINS_PER_OCTAVE = 12
 
 
 def waveform_groups(
@@ -64,7 +67,10 @@ def _availability(dataset: xr.Dataset, rate: dict[str, Any]) -> Panel:
     scale = NS_PER_S / rate["rate_hz"]
     labels = [str(name) for row in shown for name in names[row] if name]
     chart = Chart(
-        of_time(start, start + round(rate["samples"] * scale)), of_names(labels), 0.06 * len(labels) + 0.12, NAMES_LEFT
+        of_time(start, start + round(rate["samples"] * scale)),
+        of_names(labels),
+        left=NAMES_LEFT,
+        height=ROW_HEIGHT * len(labels) + 12,
     )
     place, exact = 0, True
     for row in shown:
@@ -96,15 +102,7 @@ def _trace(rate: dict[str, Any], sample: ChannelSample) -> Panel:
     """The piece of a channel that varies most, up to ten minutes of it."""
     length = min(sample.pieces.shape[1], max(2, round(TRACE_S * rate["rate_hz"])))
     held = sample.pieces[:, :length]
-    counts = np.isfinite(held).sum(axis=1)
-    with np.errstate(invalid="ignore"):
-        spread = np.where(
-            counts > 1,
-            np.nan_to_num(np.nanmax(np.where(counts[:, None] > 1, held, 0), axis=1))
-            - np.nan_to_num(np.nanmin(np.where(counts[:, None] > 1, held, 0), axis=1)),
-            -1,
-        )
-    number = int(np.argmax(spread))
+    number = int(np.argmax([np.ptp(piece[good]) if (good := np.isfinite(piece)).any() else -1.0 for piece in held]))
     values = held[number]
     scale = NS_PER_S / rate["rate_hz"]
     start = _ns(rate["start"]) + sample.starts[number] * scale
@@ -120,7 +118,7 @@ def _trace(rate: dict[str, Any], sample: ChannelSample) -> Panel:
 def _spectra(pieces: Sequence[ChannelSample], rate_hz: float) -> Panel | None:
     """Power spectral density of some channels, in dB of one count² per Hz."""
     found = [(sample.channel, sample.spectrum(rate_hz)) for sample in pieces[:MOST_SPECTRA]]
-    curves = [(name, s.frequency[1:], 10 * np.log10(np.maximum(s.power[1:], 1e-30))) for name, s in found if s]
+    curves = [(name, *_smoothed(s)) for name, s in found if s]
     if not curves:
         return None
     top = max(float(level.max()) for _, _, level in curves)
@@ -131,7 +129,17 @@ def _spectra(pieces: Sequence[ChannelSample], rate_hz: float) -> Panel | None:
     for color, (name, frequency, level) in zip(LINE_COLORS, curves, strict=False):
         chart.line(frequency, level, color, 1.2)
         legend.append((shortened(name, 24), color))
-    return chart.panel("Spectra", legend=legend, note="Welch, mean of the pieces that were read.")
+    return chart.panel(
+        "Spectra", legend=legend, note="Welch, mean of the pieces that were read, by twelfths of an octave."
+    )
+
+
+def _smoothed(spectrum: Spectrum) -> tuple[Array, Array]:
+    """Frequency and level in dB by parts of an octave, as wide as their spacing allows."""
+    octave = np.floor(BINS_PER_OCTAVE * np.log2(spectrum.frequency[1:])).astype(np.int64)
+    _, part, count = np.unique(octave, return_inverse=True, return_counts=True)
+    frequency, power = (np.bincount(part, values[1:]) / count for values in (spectrum.frequency, spectrum.power))
+    return frequency, 10 * np.log10(np.maximum(power, 1e-30))
 
 
 def window_groups(dataset: xr.Dataset, told: dict[str, Any]) -> list[Group]:
@@ -169,13 +177,13 @@ def _window(dataset: xr.Dataset, number: int, components: list[str]) -> Panel:
     for row, trace in enumerate(values):
         finite = trace[np.isfinite(trace)]
         if finite.size and np.ptp(finite):
-            middle = (finite.max() + finite.min()) / 2
-            chart.line(np.arange(length) * step, row + 0.5 - 0.9 * (trace - middle) / np.ptp(finite), width=0.8)
+            off = trace - np.median(finite)
+            chart.line(np.arange(length) * step, row + 0.5 - 0.46 * off / np.nanmax(np.abs(off)), width=0.8)
     legend = []
     for name, variable, color in (("P", "p_sample", ALERT), ("S", "s_sample", SECOND)):
         at = float(dataset[variable].values[number])
         if np.isfinite(at):
-            chart.upright(at * step, color)
+            chart.upright(at * step, color, 1.0)
             legend.append((name, color))
     magnitude = float(dataset["magnitude"].values[number])
     told = f", magnitude {magnitude:g}" if np.isfinite(magnitude) else ""
