@@ -32,7 +32,7 @@ def render_quality(found: Inspected, rows: list[tuple[str, str]]) -> str:
     """
     told, info = found.told, dict(found.dataset.attrs.get("geobatch") or {})
     try:
-        groups = _groups(found, info)
+        groups = picture_groups(found)
     finally:
         close_decoder()
     source = info.get("source") or {}
@@ -55,9 +55,10 @@ def render_quality(found: Inspected, rows: list[tuple[str, str]]) -> str:
     )
 
 
-def _groups(found: Inspected, info: dict[str, Any]) -> list[Group]:
+def picture_groups(found: Inspected) -> list[Group]:
     """The pictures of each kind."""
     told, dataset = found.told, found.dataset
+    info = dict(dataset.attrs.get("geobatch") or {})
     kind = told.get("makes") or {"miniseed": "waveforms"}.get(told["kind"], told["kind"])
     if kind in ("volume", "gathers", "traces"):
         return seismic_groups(dataset, info, told, found.sample)

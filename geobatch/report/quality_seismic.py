@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,7 @@ PLACES = (
     ("receiver_x", "receiver_y", "receivers", "#2f9e6e"),
 )
 LOWEST_DB = -60.0
+MOST_PLACES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,7 @@ def _maps(survey: Seismic, sampled: TraceSample | None) -> list[Panel]:
 
 
 def _thinned(state: Array) -> Array:
-    """States on the map as many as a picture shows: of a gather live where any trace is, of neighbours dead likewise."""
+    """As many states as a picture shows: a bin is live where any trace is, a cell of many bins dead where any is."""
     if state.ndim > 2:
         state = state.min(axis=tuple(range(2, state.ndim)))
     steps = [-(-size // MAX_PIXELS) for size in state.shape]
@@ -274,7 +276,7 @@ def _positions(survey: Seismic) -> Panel | None:
         if x_name not in survey.dataset or y_name not in survey.dataset:
             continue
         unit = str(survey.dataset[x_name].attrs.get("units") or unit)
-        x, y = (np.asarray(survey.dataset[n].values, np.float64).ravel() for n in (x_name, y_name))
+        x, y = (_spread_values(survey.dataset[n]) for n in (x_name, y_name))
         good = np.flatnonzero(np.isfinite(x) & np.isfinite(y) & ((x != 0) | (y != 0)))
         if good.size < 2 or not (np.ptp(x[good]) or np.ptp(y[good])):
             continue
@@ -288,6 +290,13 @@ def _positions(survey: Seismic) -> Panel | None:
     return position_chart(found, (west, east, south, north), unit or "m").panel(
         "Positions", legend=[(name, color) for _, _, name, color in found]
     )
+
+
+def _spread_values(array: xr.DataArray) -> Array:
+    """Up to a million values of a map or a column, every n-th along each axis."""
+    most = math.ceil(MOST_PLACES ** (1 / array.ndim))
+    steps = {dim: slice(None, None, -(-size // most)) for dim, size in array.sizes.items()}
+    return np.asarray(array.isel(steps).values, np.float64).ravel()
 
 
 def _amplitudes(survey: Seismic, sampled: TraceSample) -> Group:
