@@ -75,16 +75,17 @@ def chunks_of(array: xr.DataArray) -> tuple[int, ...]:
 
 
 def sample_traces(samples: xr.DataArray, live: Mask | None = None) -> TraceSample:
-    """Traces of columns of chunks drawn at random from those with live traces, by a fixed seed; of small arrays all.
+    """Every live trace of an array up to `SMALL_BYTES`; of larger ones traces spread over it, at most `MOST_TRACES`.
 
-    At most `MOST_TRACES` are kept, evenly among those that were read.
+    They come from columns of chunks drawn at random, by a fixed seed, from those with live traces.
 
     Args:
         samples: `(…, sample)`, lazily opened.
         live: Which traces are live, on every axis but the samples'; all when not given.
     """
     places = samples.shape[:-1]
-    cells = places if 4 * samples.size <= SMALL_BYTES else chunks_of(samples)[:-1]
+    small = 4 * samples.size <= SMALL_BYTES
+    cells = places if small else chunks_of(samples)[:-1]
     if live is None:
         live = np.ones(places, np.bool_)
     held = live
@@ -94,7 +95,7 @@ def sample_traces(samples: xr.DataArray, live: Mask | None = None) -> TraceSampl
     column_bytes = 4 * math.prod(cells) * samples.shape[-1]
     count = min(len(columns), MOST_COLUMNS, max(FEWEST_COLUMNS, SAMPLE_BYTES // max(column_bytes, 1)))
     chosen = columns[np.sort(np.random.default_rng(0).choice(len(columns), count, replace=False))]
-    most = MOST_TRACES // max(count, 1)
+    most = int(live.sum()) if small else MOST_TRACES // max(count, 1)
 
     def read(column: Array) -> tuple[Array, Array]:
         region = tuple(slice(c * n, min((c + 1) * n, size)) for c, n, size in zip(column, cells, places, strict=True))

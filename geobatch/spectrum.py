@@ -19,7 +19,7 @@ MAINS_HZ = (50.0, 60.0)
 HUM_DB = 10.0
 # A hum is a line: its neighbours within these distances tell what the band around it holds without it.
 HUM_WIDTH_HZ = 1.5
-HUM_NEIGHBOURS_HZ = (3.0, 10.0)
+HUM_NEIGHBOURS_HZ = (3.0, 6.0)
 BLOCK_TRACES = 256
 FLOOR = 1e-30
 # A unit of the vertical axis, how many of them make one of the other, and the unit of frequency.

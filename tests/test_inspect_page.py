@@ -17,9 +17,10 @@ import pytest
 from miniseed_files import counts, trace, write
 from PIL import Image
 from segy_files import amplitudes, random_traces, raw_segy, write_segy
+from zarr.abc.store import RangeByteRequest
 
-from geobatch import cli
-from geobatch.formats import ingest, ingest_job
+from geobatch import cli, sample
+from geobatch.formats import ingest, ingest_job, seismic_inspect
 from geobatch.formats.lazy import Inspected
 from geobatch.formats.spec import IngestJob
 from geobatch.formats.waveform_sample import read_availability
@@ -29,6 +30,7 @@ from geobatch.report.panels import TRACE_STYLES
 from geobatch.report.quality import picture_groups
 from geobatch.shards import ArraySpec, create_arrays, finish_group
 from geobatch.storage import open_storage
+from geobatch.storage.chunks import VerifiedStore
 from geobatch.survey import VOLUME_AXES
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -366,3 +368,34 @@ def test_text_of_a_survey_states_its_sample(damaged: tuple[Path, np.ndarray, np.
     told = inspect_survey(str(damaged[0]))
     assert told["distribution"]["percentiles_of"] == "all 97 live traces"
     assert "sampled" in render_text(told)
+
+
+def test_page_of_a_survey_reads_few_chunks_whatever_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(size=(64, 64, 64)).astype(np.float32)
+    ingest(
+        str(write_segy(tmp_path / "a.sgy", values, code=5)), str(tmp_path / "s"), chunk=(8, 8, 8), shard=(16, 16, 16)
+    )
+    read: list[tuple[str, Any]] = []
+    get = VerifiedStore.get
+
+    async def counted(self: VerifiedStore, key: str, prototype: Any, byte_range: Any = None) -> Any:
+        found = await get(self, key, prototype, byte_range)
+        # Ranges from the end are the index of a shard; all others are one chunk each.
+        if key.startswith("amplitude/c/"):
+            read.append((key, byte_range))
+        return found
+
+    monkeypatch.setattr(VerifiedStore, "get", counted)
+    monkeypatch.setattr(seismic_inspect, "EXACT_BYTES", 0)
+    for name, value in {"SMALL_BYTES": 0, "SAMPLE_BYTES": 0, "MOST_TRACES": 64, "PLANE_CHUNKS": 16}.items():
+        monkeypatch.setattr(sample, name, value)
+    found = look(str(tmp_path / "s"))
+    assert found.told["sample"]["traces"] == 64
+    assert "64 of 4,096 live traces" in found.told["distribution"]["percentiles_of"]
+    # Four columns of eight chunks each, of 512 chunks in all.
+    chunks = [part for part in read if isinstance(part[1], RangeByteRequest)]
+    assert len(chunks) == 4 * 8
+    write_page(found, str(tmp_path / "page.html"))
+    chunks = [part for part in read if isinstance(part[1], RangeByteRequest)]
+    assert len(chunks) <= 4 * 8 + 3 * 16
+    assert len({key for key, _ in read}) <= 4 * 4 + 3 * 16

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
 
 from geobatch.formats.lazy import Inspected
 from geobatch.formats.miniseed_process import close_decoder

@@ -59,6 +59,7 @@ PLACES = (
 )
 LOWEST_DB = -60.0
 MOST_PLACES = 1_000_000
+MAP_PLACES = 5000
 
 
 @dataclass(frozen=True)
@@ -280,7 +281,7 @@ def _positions(survey: Seismic) -> Panel | None:
         good = np.flatnonzero(np.isfinite(x) & np.isfinite(y) & ((x != 0) | (y != 0)))
         if good.size < 2 or not (np.ptp(x[good]) or np.ptp(y[good])):
             continue
-        kept = good[thin_out(good.size, 4000)]
+        kept = good[thin_out(good.size, MAP_PLACES)]
         found.append((x[kept], y[kept], name, color))
         ends.append((x[good].min(), x[good].max(), y[good].min(), y[good].max()))
     if not found:
@@ -293,8 +294,8 @@ def _positions(survey: Seismic) -> Panel | None:
 
 
 def _spread_values(array: xr.DataArray) -> Array:
-    """Up to a million values of a map or a column, every n-th along each axis."""
-    most = math.ceil(MOST_PLACES ** (1 / array.ndim))
+    """Values of a map or a column, every n-th along each axis; a map as many as are drawn, so that they lie evenly."""
+    most = math.ceil((MAP_PLACES if array.ndim > 1 else MOST_PLACES) ** (1 / array.ndim))
     steps = {dim: slice(None, None, -(-size // most)) for dim, size in array.sizes.items()}
     return np.asarray(array.isel(steps).values, np.float64).ravel()
 

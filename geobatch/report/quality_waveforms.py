@@ -99,10 +99,12 @@ def _availability(dataset: xr.Dataset, rate: dict[str, Any]) -> Panel:
 
 
 def _trace(rate: dict[str, Any], sample: ChannelSample) -> Panel:
-    """The piece of a channel that varies most, up to ten minutes of it."""
+    """The piece of a channel that varies most among the fullest ones, up to ten minutes of it."""
     length = min(sample.pieces.shape[1], max(2, round(TRACE_S * rate["rate_hz"])))
     held = sample.pieces[:, :length]
-    number = int(np.argmax([np.ptp(piece[good]) if (good := np.isfinite(piece)).any() else -1.0 for piece in held]))
+    counts = np.isfinite(held).sum(axis=1)
+    full = np.flatnonzero(counts >= 0.9 * counts.max())
+    number = int(full[np.argmax([np.ptp(held[n][np.isfinite(held[n])]) if counts[n] else 0.0 for n in full])])
     values = held[number]
     scale = NS_PER_S / rate["rate_hz"]
     start = _ns(rate["start"]) + sample.starts[number] * scale
