@@ -81,7 +81,13 @@ def look(url: str, *, format_name: str | None = None, options: Mapping[str, Any]
     # A survey may be called .zarr too: a foreign group is told by --format.
     name = format_name or (None if url.endswith(".zarr") else format_of(url))
     if name is not None:
-        found = find_format(url, name)[1].inspect(url, parse_options(name, options or {}))
+        given = parse_options(name, options or {})
+        found = find_format(url, name)[1].inspect(url, given)
+        if given.attribution:
+            found.dataset.attrs["geobatch"] = {
+                **found.dataset.attrs.get("geobatch", {}),
+                "attribution": given.attribution,
+            }
         return found._replace(told={"axes": {}, **found.told})
     dataset = open_survey(url)
     info = survey_info(dataset)
@@ -122,7 +128,7 @@ def write_page(found: Inspected, page_url: str) -> str:
         found: What `look` found.
         page_url: The file to write, on S3 or a file system.
     """
-    # matplotlib takes a second to load, which text alone does not need.
+    # What draws takes seconds to load, which text alone does not need.
     from geobatch.report.html import put_page
     from geobatch.report.quality import render_quality
 

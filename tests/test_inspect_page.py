@@ -20,7 +20,7 @@ from segy_files import amplitudes, random_traces, raw_segy, write_segy
 from zarr.abc.store import RangeByteRequest
 
 from geobatch import cli, sample
-from geobatch.formats import ingest, ingest_job, seismic_inspect
+from geobatch.formats import ingest, ingest_job, seismic_inspect, waveform_sample
 from geobatch.formats.lazy import Inspected
 from geobatch.formats.spec import IngestJob
 from geobatch.formats.waveform_sample import read_availability
@@ -233,6 +233,29 @@ def test_gap_of_known_length_is_tabled_and_drawn(tmp_path: Path, ingested: bool)
     assert "1 gaps (10 s), longest 10 s" in page
 
 
+def test_gaps_of_a_long_archive_are_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Recorded, missing and recorded thirds; 90 chunks, of which eight are read.
+    write(tmp_path / "in/a", trace(counts(3000)), trace(counts(3000, 1), 60.0))
+    found = look(str(tmp_path / "in"), format_name="miniseed", options={"chunk": 100, "shard": 100})
+    monkeypatch.setattr(waveform_sample, "MOST_VALID_CHUNKS", 9)
+    availability = read_availability(found.dataset, found.told["rates"][0], 0, 1)
+    assert not availability.exact
+    assert availability.gaps[0].tolist() == [[3000, 6000]]
+    page = Path(write_page(found, str(tmp_path / "page.html"))).read_text()
+    assert "One chunk stands for each part of the axis" in page
+
+
+def test_hum_and_offset_of_waveforms_are_told_once_for_all_channels(tmp_path: Path) -> None:
+    seconds = np.arange(20_000) / 200
+    quiet = np.cumsum(np.random.default_rng(0).normal(size=20_000)) + 400 * np.sin(2 * np.pi * 50 * seconds) + 50_000
+    channels = [trace(quiet.astype(np.int32), channel=name, rate=200.0) for name in ("HHZ", "HHN", "HHE")]
+    write(tmp_path / "in/a", *channels)
+    told = inspect_survey(str(tmp_path / "in"), format_name="miniseed")
+    assert sum("mains hum" in sentence for sentence in told["suspicious"]) == 1
+    assert sum("DC offset; likewise 2 more channels" in sentence for sentence in told["suspicious"]) == 1
+    assert told["rates"][0]["channels"][0]["spectrum"]["dominant"] == pytest.approx(50, abs=0.1)
+
+
 def test_raw_waveforms_open_as_the_survey_that_ingest_makes(tmp_path: Path) -> None:
     from geobatch.survey import open_survey
 
@@ -278,9 +301,9 @@ def test_raw_segy_opens_as_the_survey_that_ingest_makes(tmp_path: Path, kind: st
 
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     path = write_segy(tmp_path / "a.sgy", amplitudes((4, 5, 20)), text=HOSTILE)
-    page = page_of(path, tmp_path, options={"crs": HOSTILE})
+    page = page_of(path, tmp_path, options={"crs": HOSTILE, "attribution": f"Somebody {HOSTILE}"})
     assert HOSTILE not in page
-    assert page.count("&lt;script&gt;alert(1)") >= 2
+    assert page.count("&lt;script&gt;alert(1)") >= 3 and "<p>Somebody &lt;script&gt;" in page
     (tmp_path / "wells.csv").write_text(
         "well,depth (m),GR (gAPI)\n"
         + "".join(f"{HOSTILE},{1000 + i},{i}\n{HOSTILE[::-1]},{1000 + i},{i}\n" for i in range(20))

@@ -52,8 +52,7 @@ def _samples(source: Source, group: Group, number: int, row: int, time: slice) -
     parts = []
     for column in range(first, last + 1):
         low, high = column * group.chunk, (column + 1) * group.chunk
-        own = group.placed[group.placed["station"] == row]
-        own = own[(own["at"] < high) & (own["at"] + own["samples"] > low)]
+        own = _within(group, row, slice(low, high))
         canvas = read_piece(Piece(number, row, column, own), source, small)
         parts.append(np.where(canvas.valid & (canvas.samples != NO_DATA), canvas.samples, np.nan))
     start = first * group.chunk
@@ -61,10 +60,18 @@ def _samples(source: Source, group: Group, number: int, row: int, time: slice) -
     return found
 
 
+def _within(group: Group, row: int, time: slice) -> npt.NDArray[Any]:
+    """The stretches of a station that reach into a part of the axis."""
+    placed = group.placed
+    reaches = (placed["at"] < time.stop) & (placed["at"] + placed["samples"] > time.start)
+    found: npt.NDArray[Any] = placed[(placed["station"] == row) & reaches]
+    return found
+
+
 def _covered(source: Source, group: Group, number: int, row: int, time: slice) -> npt.NDArray[np.bool_]:
     """Which samples of one station `(component, sample)` records cover."""
     found = np.zeros((len(group.components), time.stop - time.start), np.bool_)
-    for placed in group.placed[group.placed["station"] == row]:
+    for placed in _within(group, row, time):
         low = int(placed["at"]) - time.start
         found[placed["component"], max(low, 0) : max(low + int(placed["samples"]), 0)] = True
     return found
