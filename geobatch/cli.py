@@ -71,17 +71,20 @@ def inspect(
         str | None, typer.Option("--format", help="Of a raw source; by the suffix if absent.")
     ] = None,
     options: Annotated[list[str] | None, typer.Option("--set", help="key=value, an option of the format.")] = None,
+    page: Annotated[str | None, typer.Option("--html", help="Also write a page with pictures: a path or URL.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What a survey or a raw source holds, suspicious things first."""
-    from geobatch.inspect import inspect_survey, render_text
+    """What a survey or a raw source holds, suspicious things first; on request as a page with pictures."""
+    from geobatch.inspect import look, render_text, write_page
     from geobatch.job import with_overrides
 
-    info = inspect_survey(url, format_name=format_name, options=with_overrides({}, options or []))
+    found = look(url, format_name=format_name, options=with_overrides({}, options or []))
     if as_json:
-        _print_result(info, True)
+        _print_result(found.told, True)
     else:
-        print(render_text(info))
+        print(render_text(found.told))
+    if page is not None:
+        messages.print(f"Page written to {write_page(found, page)}", markup=False)
 
 
 @app.command()

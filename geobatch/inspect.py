@@ -6,22 +6,24 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
 from geobatch.formats import find_format, format_of, parse_options
 from geobatch.formats.catalogue_inspect import catalogue_rows, inspect_catalogue
-from geobatch.formats.findings import axis_figures, quality, suspicious
+from geobatch.formats.findings import suspicious
+from geobatch.formats.lazy import Inspected
 from geobatch.formats.logs_inspect import inspect_wells, well_rows
 from geobatch.formats.miniseed_inspect import inspect_waveforms, waveform_rows
 from geobatch.formats.raster_inspect import raster_classes, raster_quality, raster_rows
-from geobatch.formats.segy_geometry import Grid, fit_bin_grid
+from geobatch.formats.seismic_inspect import EXACT_BYTES, axes_figures, exact_percentiles, sample_of, seismic_quality
 from geobatch.formats.windows_survey import inspect_windows, window_rows
-from geobatch.preprocess.statistics import as_dask, class_counts, percentiles
+from geobatch.preprocess.statistics import class_counts
+from geobatch.sample import sample_traces
+from geobatch.spectrum import spectrum_text
 from geobatch.storage import absolute_url
-from geobatch.survey import class_names, mask_dead, open_survey, survey_info, valid_volume
+from geobatch.survey import class_names, open_survey, survey_info
 
 TRACE_KINDS = ("volume", "gathers", "traces")
 TRACE_WORDS = {
@@ -30,26 +32,40 @@ TRACE_WORDS = {
     "missing_traces": "missing",
     "duplicate_traces": "duplicate",
     "non_finite_traces": "with samples not finite",
-    "clipped_traces": "clipped",
+    "clipped_traces": "clipped at the survey's extreme",
 }
-LEVELS = (0.5, 1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 99.5)
 
 # Kinds that their formats describe, and the lines of each description.
-_KINDS: dict[
-    str, tuple[Callable[[xr.Dataset, str], dict[str, Any]], Callable[[dict[str, Any]], list[tuple[str, str]]]]
-] = {
-    "wells": (inspect_wells, well_rows),
-    "catalogue": (inspect_catalogue, catalogue_rows),
-    "waveforms": (inspect_waveforms, waveform_rows),
-    "windows": (inspect_windows, window_rows),
+_DESCRIBED: dict[str, Callable[[xr.Dataset, str], dict[str, Any]]] = {
+    "wells": inspect_wells,
+    "catalogue": inspect_catalogue,
+    "windows": inspect_windows,
 }
-_ROWS = {"miniseed": waveform_rows, **{kind: rows for kind, (_, rows) in _KINDS.items()}}
+_ROWS: dict[str, Callable[[dict[str, Any]], list[tuple[str, str]]]] = {
+    "wells": well_rows,
+    "catalogue": catalogue_rows,
+    "windows": window_rows,
+    "waveforms": waveform_rows,
+    "miniseed": waveform_rows,
+}
 
 
 def inspect_survey(
     url: str, *, format_name: str | None = None, options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """A JSON description of the survey or raw source at `url`: geometry, units, distribution, what is suspicious.
+
+    See `look` for arguments and errors.
+    """
+    return look(url, format_name=format_name, options=options).told
+
+
+def look(url: str, *, format_name: str | None = None, options: Mapping[str, Any] | None = None) -> Inspected:
+    """The survey or raw source at `url`, described and lazily opened.
+
+    A raw source is scanned in one pass, as ingest does before it writes. Of a survey are read: its description, the
+    maps beside the traces (some bytes per trace), the sample that `geobatch.sample` bounds, every sample up to 1 GiB
+    for exact percentiles or class counts, and of larger surveys nothing more.
 
     Args:
         url: A survey, or a raw file or folder, which is scanned without being ingested.
@@ -65,45 +81,58 @@ def inspect_survey(
     # A survey may be called .zarr too: a foreign group is told by --format.
     name = format_name or (None if url.endswith(".zarr") else format_of(url))
     if name is not None:
-        format_ = find_format(url, name)[1]
-        return {"axes": {}, **format_.inspect(url, parse_options(name, options or {}))}
+        given = parse_options(name, options or {})
+        found = find_format(url, name)[1].inspect(url, given)
+        if given.attribution:
+            found.dataset.attrs["geobatch"] = {
+                **found.dataset.attrs.get("geobatch", {}),
+                "attribution": given.attribution,
+            }
+        return found._replace(told={"axes": {}, **found.told})
     dataset = open_survey(url)
     info = survey_info(dataset)
-    if info["kind"] in _KINDS:
-        return _KINDS[info["kind"]][0](dataset, url)
-    axes = {str(axis): dataset[axis].values for axis in dataset.dims if axis in dataset.coords}
-    if info["kind"] == "traces":
-        axes = {"trace": np.arange(dataset.sizes["trace"]), **axes}
+    if info["kind"] == "waveforms":
+        return inspect_waveforms(dataset, url)
+    if info["kind"] in _DESCRIBED:
+        return Inspected(_DESCRIBED[info["kind"]](dataset, url), dataset)
     described: dict[str, Any] = {
         "url": url,
         "kind": info["kind"],
         "state": info.get("state"),
-        "axes": {
-            axis: axis_figures(values, _unit(dataset[axis]) if axis in dataset.coords else "")
-            for axis, values in axes.items()
-        },
+        "axes": axes_figures(dataset, info),
         "domain": info.get("domain"),
         "bin_grid": info.get("bin_grid"),
         "crs": info.get("crs"),
         "variables": {str(name): _storage(array) for name, array in dataset.data_vars.items()},
     }
-    described |= {name: info[name] for name in ("fold", "line") if name in info}
+    sampled = None
     if info["kind"] in TRACE_KINDS:
-        volume = valid_volume(dataset, url) if info["kind"] == "volume" else _valid_traces(dataset, info)
-        described |= quality(info, volume.attrs.get("units", ""))
-        if "live_mask" in dataset and info["kind"] == "volume" and not info.get("sparse"):
-            described["traces"] |= _dead_lines(dataset["live_mask"].values, dataset, axes)
-        if info.get("sparse"):
-            described |= _of_maps(dataset)
+        sampled = sample_of(dataset, info)
+        described |= seismic_quality(dataset, info, sampled)
         if described["distribution"].get("count") != 0:
-            values = percentiles(mask_dead(as_dask(volume)), LEVELS)
-            described["distribution"]["percentiles"] = dict(zip(map(str, LEVELS), values, strict=True))
+            described["distribution"] |= exact_percentiles(dataset, info) or {}
     if info["kind"] == "raster":
         described |= raster_quality(info)
         described |= {"classes": classes} if (classes := raster_classes(dataset, info)) else {}
     if "class_map" in dataset:
-        described["classes"] = _classes(dataset["class_map"])
-    return {"suspicious": suspicious(described, info), **described}
+        described |= _classes(dataset["class_map"])
+    return Inspected({"suspicious": suspicious(described, info), **described}, dataset, sampled)
+
+
+def write_page(found: Inspected, page_url: str) -> str:
+    """The URL of the HTML page on what was looked at: suspicious things, figures, pictures, in one file.
+
+    The pictures read a bounded number of chunks or ranges, whatever the size of the survey: see `geobatch.sample`.
+
+    Args:
+        found: What `look` found.
+        page_url: The file to write, on S3 or a file system.
+    """
+    # What draws takes seconds to load, which text alone does not need.
+    from geobatch.report.html import put_page
+    from geobatch.report.quality import render_quality
+
+    return put_page(absolute_url(page_url), render_quality(found, _rows(found.told)))
 
 
 def render_text(info: dict[str, Any], width: int = 100) -> str:
@@ -120,16 +149,6 @@ def render_text(info: dict[str, Any], width: int = 100) -> str:
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 
-def _valid_traces(dataset: xr.Dataset, info: dict[str, Any]) -> xr.DataArray:
-    """The samples of gathers or single traces, with the mask of live traces as a coordinate."""
-    samples: xr.DataArray = dataset[info["variable"]].reset_coords(drop=True)
-    return samples.assign_coords(live_mask=dataset["live_mask"].load())
-
-
-def _unit(axis: xr.DataArray) -> str:
-    return str(axis.attrs.get("units", ""))
-
-
 def _storage(array: xr.DataArray) -> dict[str, Any]:
     """Axes, type and stored shape of one array."""
     return {
@@ -141,41 +160,23 @@ def _storage(array: xr.DataArray) -> dict[str, Any]:
     }
 
 
-def _of_maps(dataset: xr.Dataset) -> dict[str, Any]:
-    """Bin grid and number of traces of a group of another maker, which tells neither, from its maps."""
-    found: dict[str, Any] = {}
-    if "live_mask" in dataset:
-        live = dataset["live_mask"].values
-        found["traces"] = {"traces": int(live.sum()), "missing_traces": int((~live).sum())}
-    if "cdp_x" in dataset and dataset["cdp_x"].dims == ("inline", "crossline"):
-        x, y = dataset["cdp_x"].values, dataset["cdp_y"].values
-        places = np.nonzero(np.isfinite(x) & np.isfinite(y))
-        index = (places[0].astype(np.int32), places[1].astype(np.int32))
-        grid = Grid(dataset["inline"].values, dataset["crossline"].values, *index)
-        found["bin_grid"] = fit_bin_grid(grid, x[places], y[places]) if places[0].size else None
-    return found
-
-
-def _dead_lines(live: npt.NDArray[np.bool_], dataset: xr.Dataset, axes: dict[str, Any]) -> dict[str, Any]:
-    """Whole inlines and crosslines without a live trace, and a few dead positions."""
-    recorded = dataset["trace_index"].values >= 0 if "trace_index" in dataset else np.ones(live.shape, bool)
-    dead = np.argwhere(recorded & ~live)[:5]
-    return {
-        "dead_examples": [[int(axes["inline"][i]), int(axes["crossline"][j])] for i, j in dead],
-        "empty_inlines": [int(number) for number in axes["inline"][~live.any(axis=1)]],
-        "empty_crosslines": [int(number) for number in axes["crossline"][~live.any(axis=0)]],
-    }
-
-
 def _classes(class_map: xr.DataArray) -> dict[str, Any]:
-    """Voxels per class; `invalid` counts what is unlabelled or was not scored."""
-    counts = class_counts(class_map)
+    """Voxels per class; `invalid` counts what is unlabelled or was not scored. Of a large map, those of a sample."""
+    told = {}
+    if class_map.nbytes <= EXACT_BYTES:
+        counts, size = class_counts(class_map), class_map.size
+    else:
+        traces = sample_traces(class_map).traces
+        counts, size = np.bincount(traces[np.isfinite(traces)].astype(np.uint8), minlength=256), traces.size
+        told = {"classes_of": f"a sample of {size:,} of {class_map.size:,} voxels"}
     found = {name: int(counts[value]) for value, name in class_names(class_map).items()}
-    return {**found, "invalid": class_map.size - sum(found.values())}
+    return {"classes": {**found, "invalid": size - sum(found.values())}, **told}
 
 
 def _rows(info: dict[str, Any]) -> list[tuple[str, str]]:
     """Label and text of each line of the rendered description."""
+    if info["kind"] == "array":
+        return _array_rows(info)
     if info["kind"] in _ROWS:
         return _ROWS[info["kind"]](info)
     domain = f" in {info['domain']}" if "domain" in info and info["kind"] != "raster" else ""
@@ -186,6 +187,11 @@ def _rows(info: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("bin grid", _bin_text(grid)))
     if fold := info.get("fold"):
         rows.append(("fold", f"{fold['min']} to {fold['max']}, median {fold['median']:g}"))
+    if regular := info.get("regularity"):
+        rows.append(("regularity", _regular_text(regular)))
+    if fold := info.get("ensembles"):
+        told = f"{fold['min']} to {fold['max']} traces each, median {fold['median']:g}"
+        rows.append(("ensembles", f"{fold['count']}, {told}"))
     if line := info.get("line"):
         rows.append(("line", f"{line['length_m']:.1f} m, a trace every {line['spacing_median_m']:.2f} m (median)"))
     rows.append(("crs", info.get("crs") or "not given"))
@@ -199,12 +205,20 @@ def _rows(info: dict[str, Any]) -> list[tuple[str, str]]:
             )
         )
     distribution = dict(info.get("distribution", {}))
-    levels = distribution.pop("percentiles", {})
+    levels, levels_of = distribution.pop("percentiles", {}), distribution.pop("percentiles_of", "")
     if distribution:
         text = ", ".join(f"{name} {value:g}" for name, value in distribution.items() if value is not None)
         rows.append(("values", f"{text} {info['units']}".rstrip()))
     if levels:
-        rows.append(("percentiles", ", ".join(f"{level}: {value:g}" for level, value in levels.items())))
+        text = ", ".join(f"{level}: {value:g}" for level, value in levels.items())
+        rows.append(("percentiles", f"{text} (of {levels_of})"))
+    if spectrum := info.get("spectrum"):
+        rows.append(("spectrum", spectrum_text(spectrum)))
+    if sample := info.get("sample"):
+        bad = f", {sample['clipped']} of them clipped at their own extreme" if "clipped" in sample else ""
+        rows.append(("sampled", sample["text"] + bad))
+    if "classes_of" in info:
+        rows.append(("classes of", info["classes_of"]))
     unit = "cells" if info["kind"] == "raster" else "voxels"
     rows += [(f"class {name}", f"{count} {unit}") for name, count in info.get("classes", {}).items()]
     rows += [(f"why {name}", "; ".join(reasons)) for name, reasons in info.get("evidence", {}).items()]
@@ -212,6 +226,31 @@ def _rows(info: dict[str, Any]) -> list[tuple[str, str]]:
         shape = " x ".join(map(str, array["shape"]))
         rows.append((name, f"{array['dtype']} {shape}, chunks {array['chunks']}, shards {array['shards']}"))
     return rows
+
+
+def _array_rows(info: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is told of an array that nobody named."""
+    sampled = info["sampled"]
+    parts = [f"{sampled['valid']:.1%} valid", *(f"{k} {sampled[k]:g}" for k in ("min", "max", "mean") if k in sampled)]
+    return [
+        ("kind", "array"),
+        ("shape", " x ".join(map(str, info["shape"]))),
+        ("type", str(info["dtype"])),
+        ("axes", ", ".join(info["dims"]) if info["dims"] else "not named: give them with --set dims=[…]"),
+        ("sampled", ", ".join(parts)),
+        *((f"attribute {name}", str(value)[:200]) for name, value in info["attributes"].items()),
+    ]
+
+
+def _regular_text(regular: Mapping[str, Any]) -> str:
+    parts = []
+    if regular["filled"] is not None:
+        parts.append(f"{regular['filled']:.1%} of the positions filled")
+    if regular["residual_bins"] is not None:
+        parts.append(f"coordinates {regular['residual_bins']:.2g} bins off the grid (rms)")
+    if regular["angle_deg"] is not None:
+        parts.append(f"inlines and crosslines meet at {abs(regular['angle_deg']):.1f} deg")
+    return ", ".join(parts)
 
 
 def _axis_text(axis: dict[str, Any]) -> str:

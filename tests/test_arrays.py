@@ -200,7 +200,7 @@ def test_inspection_tells_of_nodata_nobody_named(tmp_path: Path) -> None:
     values = cube()
     values[:, :, 0:10] = -999.25
     np.save(tmp_path / "a.npy", values)
-    told = arrays.inspect_source(str(tmp_path / "a.npy"), arrays.Options())
+    told = arrays.inspect_source(str(tmp_path / "a.npy"), arrays.Options()).told
     assert any("are -999.25: nodata?" in sentence for sentence in told["suspicious"])
 
 

@@ -10,7 +10,8 @@ import pytest
 from segy_files import amplitudes, write_segy
 
 from geobatch.formats import ingest
-from geobatch.inspect import LEVELS, inspect_survey, render_text
+from geobatch.formats.seismic_inspect import LEVELS
+from geobatch.inspect import inspect_survey, render_text
 from geobatch.shards import ArraySpec, create_arrays, finish_group
 from geobatch.survey import VOLUME_AXES
 

@@ -294,7 +294,7 @@ def test_a_bad_file_in_a_folder_costs_only_itself(tmp_path: Path) -> None:
     las.ingest_source(str(tmp_path / "in"), str(tmp_path / "survey"), las.Options(), IngestRun())
     assert open_survey(str(tmp_path / "survey")).sizes["well"] == 1
     assert [fault.action for fault in read_quality(str(tmp_path / "survey"))] == ["left out"] * 2
-    assert las.inspect_source(str(tmp_path / "in"), las.Options())["wells"][0]["name"] == "A-1"
+    assert las.inspect_source(str(tmp_path / "in"), las.Options()).told["wells"][0]["name"] == "A-1"
 
 
 def test_a_large_log_takes_less_than_four_times_its_file(test_data: Path) -> None:

@@ -191,7 +191,7 @@ def test_inspection_tells_the_suspicious_first(tmp_path: Path) -> None:
     spiky[[50, 120]] = 400
     write_las(tmp_path / "in/a.las", {"DEPT": ("m", depth), "GR": ("API", spiky), "CALI": ("in", np.full(200, 8.5))})
     write_las(tmp_path / "in/b.las", {"DEPT": ("m", depth), "RHOB": ("g/cc", noise)}, well="B")
-    raw = las.inspect_source(str(tmp_path / "in"), las.Options())
+    raw = las.inspect_source(str(tmp_path / "in"), las.Options()).told
     ingest_las(str(tmp_path / "in"), tmp_path / "wells")
     for told in (raw, inspect_survey(str(tmp_path / "wells"))):
         assert told["suspicious"][0].startswith("B: 100.0% of RHOB is implausible")

@@ -349,7 +349,7 @@ def test_mosaic_goes_from_bucket_to_bucket_on_the_cluster(s3: str, tmp_path: Pat
     survey = ingested(join_url(s3, "tiles"), target)
     np.testing.assert_array_equal(survey["values"].values[0], values)
     assert [fault.where for fault in read_quality(target)] == [join_url(s3, "tiles/zz_torn.tif")]
-    assert inspect_source(join_url(s3, "tiles"), Options())["bands"][0]["count"] == values.size
+    assert inspect_source(join_url(s3, "tiles"), Options()).told["bands"][0]["count"] == values.size
     mixed = write_tiff(tmp_path / "mixed.tif", values, crs="EPSG:32718")
     open_storage(s3).put("tiles/mixed.tif", mixed.read_bytes())
     with pytest.raises(MismatchError, match="to_crs"):

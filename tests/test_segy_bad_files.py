@@ -316,7 +316,7 @@ def test_bad_file_is_recovered_as_documented(name: str, tmp_path: Path) -> None:
     assert info["kind"] == kind
     assert len(read_quality(str(tmp_path / "survey"))) == rows
     assert any(warning in sentence for sentence in info["warnings"]) or not warning
-    assert any(warning in sentence for sentence in inspect_file(str(path), Options())["suspicious"]) or not warning
+    assert any(warning in sentence for sentence in inspect_file(str(path), Options()).told["suspicious"]) or not warning
 
 
 @pytest.mark.parametrize("truncated", ["refuse", "drop"])

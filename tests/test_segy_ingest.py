@@ -17,7 +17,8 @@ from segy_files import amplitudes, write_segy
 from geobatch.errors import FormatError, GeometryError, NotFoundError, UsageError
 from geobatch.fanout import in_order, open_fanout
 from geobatch.formats import FORMATS, IngestJob, find_format, ingest, ingest_job, option_table
-from geobatch.inspect import LEVELS, inspect_survey
+from geobatch.formats.seismic_inspect import LEVELS
+from geobatch.inspect import inspect_survey
 from geobatch.shards import clip_grid
 from geobatch.storage import open_storage
 from geobatch.survey import open_survey, survey_info

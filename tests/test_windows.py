@@ -132,7 +132,7 @@ def test_unequal_windows_keep_their_length_picks_and_orders(tmp_path: Path) -> N
 
 def test_inspect_tells_what_ingest_finds(test_data: Path, tmp_path: Path) -> None:
     folder = test_data / "earthquake/seisbench_cx"
-    told = windows.inspect_source(str(folder), windows.Options())
+    told = windows.inspect_source(str(folder), windows.Options()).told
     info = ingest(folder, tmp_path / "s")
     assert told["suspicious"] == info["warnings"] == ["no window has a P pick"]
     assert told["statistics"] == pytest.approx(info["statistics"])

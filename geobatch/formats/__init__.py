@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from geobatch.errors import UsageError
+from geobatch.formats.lazy import Inspected
 from geobatch.formats.segy_ingest import ingest
 from geobatch.formats.spec import IngestJob, IngestOptions, IngestRun
 
@@ -23,7 +24,7 @@ class Format:
 
     Attributes:
         module: Has `Options`, a subclass of `IngestOptions`; `ingest_source(src_url, dst_url, options, run)`, which
-            returns a summary; and `inspect_source(src_url, options)`, which returns a description.
+            returns a summary; and `inspect_source(src_url, options)`, which returns what it looked at.
         suffixes: Of its files, lower case; none for what only a name tells.
         unit: What its progress counts.
         about: What it is, in a few words.
@@ -47,9 +48,9 @@ class Format:
         return function
 
     @property
-    def inspect(self) -> Callable[[str, Any], dict[str, Any]]:
-        """Describes a source without ingesting it."""
-        function: Callable[[str, Any], dict[str, Any]] = self._named("inspect_source")
+    def inspect(self) -> Callable[[str, Any], Inspected]:
+        """Looks at a source without ingesting it."""
+        function: Callable[[str, Any], Inspected] = self._named("inspect_source")
         return function
 
     def _named(self, name: str) -> Any:

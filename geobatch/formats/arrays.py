@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field
 
 from geobatch.blocks import Region
@@ -29,6 +30,7 @@ from geobatch.formats.arrays_npy import NpySource, open_npy, open_npz
 from geobatch.formats.arrays_stored import StoredSource, open_hdf_array, open_zarr_array
 from geobatch.formats.arrays_survey import NUMERICAL_VERSION, Target, describe, live_mask, make_target
 from geobatch.formats.ingestion import Fault, Written, ingesting, store_shard
+from geobatch.formats.lazy import Inspected, Key, enclosing, lazy_array
 from geobatch.formats.spec import IngestOptions, IngestRun
 from geobatch.moments import PartialMoments, merge_moments, partial_moments
 from geobatch.shards import shard_grid, shard_region
@@ -155,7 +157,7 @@ def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) 
     return {"url": dst_url, "shape": list(target.main.shape), **info}
 
 
-def inspect_source(src_url: str, options: Options) -> dict[str, Any]:
+def inspect_source(src_url: str, options: Options) -> Inspected:
     """What the array holds, from its header and up to 27 small parts spread over it."""
     src_url = absolute_url(src_url)
     source = open_array(src_url, options.variable)
@@ -177,7 +179,7 @@ def inspect_source(src_url: str, options: Options) -> dict[str, Any]:
     for odd in (-999.25, -9999.0, -999.0, 1e30, -32768.0):
         if options.nodata != odd and (share := float((values == odd).mean())) > 0.001:
             suspicious.append(f"{share:.1%} of the sampled values are {odd:g}: nodata?")
-    return {
+    told = {
         "suspicious": suspicious,
         "url": src_url,
         "kind": "array",
@@ -188,6 +190,23 @@ def inspect_source(src_url: str, options: Options) -> dict[str, Any]:
         "axes": {},
         "sampled": {"valid": float((~missing).mean()), **_range(values[~missing])},
     }
+    return Inspected(told, _as_dataset(source, options))
+
+
+def _as_dataset(source: Source, options: Options) -> xr.Dataset:
+    """The array as it is, its axes named as far as anybody knows."""
+    dims = options.dims or source.dims or ()
+    if len(set(dims)) != len(source.shape):
+        dims = tuple(f"axis_{number}" for number in range(len(source.shape)))
+
+    def read(key: Key) -> npt.NDArray[np.float32]:
+        region, inside = enclosing(key, source.shape)
+        found = source.read(region)[inside].astype(np.float32)
+        return found if options.nodata is None else np.where(found == np.float32(options.nodata), np.nan, found)
+
+    side = (64,) * len(source.shape)
+    cells = lazy_array(dims, tuple(source.shape), "float32", read, chunks=side)
+    return xr.Dataset({"values": cells}, attrs={"geobatch": {"kind": "array", "variable": "values"}})
 
 
 def open_array(url: str, variable: str | None) -> Source:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import xarray as xr
 from pydantic import Field
 
 from geobatch.errors import DataError, FormatError
@@ -30,6 +31,7 @@ from geobatch.formats.catalogue_events import (
 from geobatch.formats.catalogue_quakeml import read_quakeml
 from geobatch.formats.catalogue_table import read_table
 from geobatch.formats.ingestion import Fault, Written, ingesting, store_shard
+from geobatch.formats.lazy import Inspected
 from geobatch.formats.spec import IngestOptions, IngestRun
 from geobatch.formats.tables import list_sources, open_object
 from geobatch.moments import figures, partial_moments
@@ -108,7 +110,7 @@ def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) 
     return {"url": dst_url, "events": len(events), **info}
 
 
-def inspect_source(src_url: str, options: Options) -> dict[str, Any]:
+def inspect_source(src_url: str, options: Options) -> Inspected:
     """What a catalogue holds and what is suspicious about it."""
     from geobatch.formats.catalogue_inspect import inspect_events
 
@@ -116,7 +118,9 @@ def inspect_source(src_url: str, options: Options) -> dict[str, Any]:
     events = read_events(sources, options, lambda done, total: None)
     told = inspect_events(events.time_ns, {**events.numbers, **events.words}, src_url)
     told["suspicious"] += [*events.warnings, *(f"{f.where}: {f.fault} ({f.action})" for f in events.faults[:50])]
-    return told
+    columns = {column.spec.name: column.values for column in columns_of(events)}
+    columns["time"] = events.time_ns.astype("datetime64[ns]")
+    return Inspected(told, xr.Dataset({name: ("event", values) for name, values in columns.items()}))
 
 
 def read_events(

@@ -7,9 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from geobatch.spectrum import spectrum_doubts
+
 MANY_DEAD = 0.05
 # Half a bin: traces further off stand in their neighbour's place.
 MAX_RESIDUAL_BINS = 0.5
+MAX_SKEW_DEG = 1.0
+MANY_CLIPPED = 0.01
 HEAVY_TAIL = 100.0
 TRACES = (
     "traces",
@@ -70,7 +74,30 @@ def suspicious(described: dict[str, Any], info: dict[str, Any]) -> list[str]:
             )
     elif described.get("makes", described["kind"]) in ("volume", "gathers"):
         found.append("no bin grid: coordinates are missing or do not vary")
-    return found + _odd_values(described.get("distribution", {}), described.get("quantity"))
+    found += _irregular(described) + _clipped_by_trace(described.get("sample", {}), traces)
+    found += _odd_values(described.get("distribution", {}), described.get("quantity"))
+    return found + (spectrum_doubts(described["spectrum"]) if "spectrum" in described else [])
+
+
+def _irregular(described: dict[str, Any]) -> list[str]:
+    """Axes of lines in unequal steps, and bins that are no rectangles."""
+    found = [
+        f"{name} numbers grow in unequal steps"
+        for name in ("inline", "crossline")
+        if (axis := described["axes"].get(name)) and axis["count"] > 2 and axis["step"] is None
+    ]
+    angle = (described.get("regularity") or {}).get("angle_deg")
+    if angle is not None and abs(abs(angle) - 90) > MAX_SKEW_DEG:
+        found.append(f"inlines and crosslines meet at {abs(angle):.1f} degrees: bins are no rectangles")
+    return found
+
+
+def _clipped_by_trace(sample: dict[str, Any], traces: dict[str, Any]) -> list[str]:
+    """Traces that were clipped each at its own level, which the extremes of the whole survey do not show."""
+    clipped, sampled = sample.get("clipped", 0), sample.get("traces", 0)
+    if clipped <= MANY_CLIPPED * sampled or traces.get("clipped_traces"):
+        return []
+    return [f"{clipped} of {sampled} sampled traces stay at their own largest or smallest amplitude: clipped"]
 
 
 def _odd_values(distribution: dict[str, Any], quantity: str | None) -> list[str]:

@@ -21,6 +21,7 @@ import numpy as np
 from geobatch.errors import FormatError, UsageError
 from geobatch.formats.ingestion import Fault
 from geobatch.formats.las_data import read_rows
+from geobatch.formats.lazy import Inspected
 from geobatch.formats.libraries import need
 from geobatch.formats.logs_curves import factor, unit_of
 from geobatch.formats.logs_ingest import LogOptions, ingest_logs
@@ -78,7 +79,7 @@ def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) 
     return ingest_logs("las", src_url, dst_url, SUFFIXES, partial(read_las, options=options), options, run)
 
 
-def inspect_source(src_url: str, options: Options) -> dict[str, Any]:
+def inspect_source(src_url: str, options: Options) -> Inspected:
     """What a LAS file or a folder of them holds and what is suspicious about it."""
     return inspect_logs(list_sources(src_url, SUFFIXES), partial(read_las, options=options), options, src_url)
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from geobatch.errors import FormatError, UsageError
 from geobatch.formats.ingestion import Fault
+from geobatch.formats.lazy import Inspected
 from geobatch.formats.logs_curves import DEPTH_NAMES, factor, unit_of
 from geobatch.formats.logs_ingest import LogOptions, ingest_logs
 from geobatch.formats.logs_inspect import inspect_logs
@@ -59,7 +60,7 @@ def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) 
     return ingest_logs("logs", src_url, dst_url, SUFFIXES, partial(read_csv, options=options), options, run)
 
 
-def inspect_source(src_url: str, options: Options) -> dict[str, Any]:
+def inspect_source(src_url: str, options: Options) -> Inspected:
     """What a table of logs holds and what is suspicious about it."""
     return inspect_logs(list_sources(src_url, SUFFIXES), partial(read_csv, options=options), options, src_url)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,17 +12,17 @@ import xarray as xr
 
 from geobatch.errors import DataError
 from geobatch.formats.ingestion import Fault
+from geobatch.formats.lazy import Inspected, Key, lazy_array, small_variables
 from geobatch.formats.logs_agree import Column
 from geobatch.formats.logs_ingest import LogOptions, Reader, make_plan, place_curve
 from geobatch.formats.logs_quality import FIGURES, curve_figures, quality_sentences
-from geobatch.formats.logs_survey import Plan, well_cells
+from geobatch.formats.logs_survey import Plan, identity_arrays, well_cells
 from geobatch.formats.logs_well import Well
+from geobatch.survey import INVALID_CLASS
 
 
-def inspect_logs(
-    sources: Sequence[tuple[str, int, str]], read: Reader, options: LogOptions, src_url: str
-) -> dict[str, Any]:
-    """The description of raw files, one well in memory at a time after the first pass over them.
+def inspect_logs(sources: Sequence[tuple[str, int, str]], read: Reader, options: LogOptions, src_url: str) -> Inspected:
+    """The description of raw files and their curves on a common axis, each of which is placed there when it is read.
 
     Raises:
         FormatError: a single file cannot be read.
@@ -40,9 +41,10 @@ def inspect_logs(
         faults += more
     plan, more, warnings = make_plan("", [(key, well.summary()) for key, well in found], options)
     faults += more
-    arrays = _figures(plan, [well for _, well in found])
+    raw = [well for _, well in found]
+    arrays = _figures(plan, raw)
     names = [well.name for well in plan.wells]
-    return {
+    told = {
         "suspicious": [*quality_sentences(names, plan.columns, arrays), *warnings, *_told(faults)],
         "url": src_url,
         "kind": "wells",
@@ -60,6 +62,34 @@ def inspect_logs(
         ],
         "curves": _curves(plan.columns, arrays),
     }
+    return Inspected(told, _as_survey(plan, raw, arrays, options))
+
+
+def _as_survey(plan: Plan, wells: Sequence[Well], figures: dict[str, Any], options: LogOptions) -> xr.Dataset:
+    """The data set that ingest would write."""
+    small, values = identity_arrays(plan)
+    found = small_variables(small, values)
+    found["curve"] = xr.Variable("curve", [column.name for column in plan.columns])
+    found |= {name: xr.Variable(("well", "curve"), table) for name, table in figures.items()}
+    for column, spec in zip(plan.columns, plan.specs, strict=True):
+        read = partial(_read_curve, plan=plan, wells=wells, column=column)
+        found[column.name] = lazy_array(
+            spec.dims, spec.shape, spec.dtype, read, chunks=spec.chunks, **dict(spec.attributes)
+        )
+    info = {"kind": "wells", "variables": [column.name for column in plan.columns], "crs": options.crs}
+    return xr.Dataset(found, attrs={"geobatch": info})
+
+
+def _read_curve(key: Key, plan: Plan, wells: Sequence[Well], column: Column) -> Any:
+    """One curve of some wells on the common axis, in the type of its variable."""
+    rows = np.atleast_1d(np.arange(len(wells))[key[0]])
+    found = np.empty((len(rows), plan.axis.count))
+    for row, number in enumerate(rows.tolist()):
+        values = np.stack([track.values for track in wells[number].tracks])
+        found[row] = place_curve(plan, column, number, wells[number].depth, values)
+    if column.classes:
+        found = np.where(np.isfinite(found), found, INVALID_CLASS).astype(np.uint8)
+    return (found if isinstance(key[0], slice) else found[0])[(..., key[1])]
 
 
 def inspect_wells(dataset: xr.Dataset, url: str) -> dict[str, Any]:

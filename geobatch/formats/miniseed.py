@@ -24,6 +24,8 @@ from pydantic import Field, field_validator
 from geobatch.errors import FormatError, UsageError
 from geobatch.fanout import FanOut, in_order, open_fanout
 from geobatch.formats.ingestion import Fault, Ingestion, ingesting
+from geobatch.formats.lazy import Inspected
+from geobatch.formats.miniseed_inspect import as_survey
 from geobatch.formats.miniseed_layout import PLACED, Cut, Group, Layout, lay_out
 from geobatch.formats.miniseed_piece import READ_BYTES, Piece, figures, pieces, read_piece, write_piece
 from geobatch.formats.miniseed_process import close_decoder, decoder
@@ -46,6 +48,7 @@ from geobatch.formats.miniseed_survey import (
     suspicious,
 )
 from geobatch.formats.spec import IngestOptions, IngestRun
+from geobatch.formats.waveform_sample import waveform_spectra
 from geobatch.shards import ArraySpec, shard_grid
 from geobatch.storage import absolute_url, open_storage
 from geobatch.survey import COMPLETE, SCHEMA
@@ -137,12 +140,13 @@ def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) 
     return {"url": dst_url, "shape": list(layout.groups[0].waveform.shape), **info}
 
 
-def inspect_source(src_url: str, options: Options) -> dict[str, Any]:
+def inspect_source(src_url: str, options: Options) -> Inspected:
     """What an archive holds, from the same passes as ingest without writing: suspicious things first.
 
     Returns:
         `suspicious`, `url`, `kind`; per sampling rate (`rates`) the axis and every channel with its span, gaps,
-        overlaps, completeness, extremes and plateaus; and `faults`, their number and the first of them.
+        overlaps, completeness, extremes, plateaus and, of those that were sampled, spectrum; and `faults`, their
+        number and the first of them.
     """
     src_url = absolute_url(src_url)
     source = list_source(src_url)
@@ -154,15 +158,17 @@ def inspect_source(src_url: str, options: Options) -> dict[str, Any]:
             work = pieces(layout.groups)
             function = functools.partial(_measure, source=source, groups=_light(layout.groups))
             found = in_order(fanout, function, work, task_bytes=_task_bytes(layout.groups))
+            rates = describe_groups(layout.groups, work, [told for told, _ in found])
+            dataset = as_survey(source, layout.groups, entries)
+            sampled, doubts = waveform_spectra(dataset, rates)
         finally:
             close_decoder()
-    rates = describe_groups(layout.groups, work, [told for told, _ in found])
     faults += [fault for table in tables for fault in table.faults]
     faults += [*layout.faults, *(fault for _, own in found for fault in own)]
-    sentences = suspicious(rates, layout.warnings)
+    sentences = [*suspicious(rates, layout.warnings), *doubts]
     if faults:
         sentences.append(f"{len(faults)} faults, such as {faults[0].where}: {faults[0].fault}")
-    return {
+    told = {
         "suspicious": sentences,
         "url": src_url,
         "kind": "miniseed",
@@ -172,6 +178,7 @@ def inspect_source(src_url: str, options: Options) -> dict[str, Any]:
         "stations_described": len({entry["channel"] for entry in entries}),
         "faults": {"count": len(faults), "examples": [vars(fault) for fault in faults[:20]]},
     }
+    return Inspected(told, dataset, sampled)
 
 
 def read_inventories(sources: Sequence[Source]) -> tuple[list[dict[str, Any]], list[Fault]]:

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xarray as xr
 
 from geobatch.errors import FormatError
 from geobatch.fanout import open_fanout
 from geobatch.formats.ingestion import Fault, Ingestion, Written, ingesting, store_shard
+from geobatch.formats.lazy import Inspected, Key, enclosing, lazy_array, small_variables
 from geobatch.formats.raster_grid import Mosaic, make_mosaic, parse_crs
 from geobatch.formats.raster_read import Cells, Overlap, read_cells
 from geobatch.formats.raster_source import BLOCK_BYTES, GDAL_CACHE_BYTES, Tile
@@ -111,7 +113,7 @@ def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) 
     return {"url": dst_url, "shape": list(target.values.shape), "shards": len(work.digests()), **info}
 
 
-def inspect_source(src_url: str, options: Options) -> dict[str, Any]:
+def inspect_source(src_url: str, options: Options) -> Inspected:
     """A JSON description of the rasters at `src_url` from one pass over them, suspicious things first."""
     from geobatch.formats.raster_inspect import describe_raster
 
@@ -130,7 +132,29 @@ def inspect_source(src_url: str, options: Options) -> dict[str, Any]:
     told = warnings_of(mosaic, merged, len(faults) + len(bad))
     info = describe(mosaic, merged, options, src_url, sources, told)
     del info["state"]
-    return describe_raster(src_url, info, class_flags_of(mosaic, merged), class_counts(merged))
+    flags = class_flags_of(mosaic, merged)
+    dataset = _as_survey(mosaic, target, options.overlap, {**target.values.attributes, **flags}, info)
+    return Inspected(describe_raster(src_url, info, flags, class_counts(merged)), dataset)
+
+
+def _as_survey(
+    mosaic: Mosaic, target: Target, overlap: Overlap, attributes: dict[str, Any], info: dict[str, Any]
+) -> xr.Dataset:
+    """The data set that ingest would write, its cells read from the files."""
+
+    def read(key: Key, name: str) -> npt.NDArray[Any]:
+        region, inside = enclosing(key, target.values.shape)
+        found: npt.NDArray[Any] = getattr(read_cells(mosaic, region[1], region[2], overlap, region[0]), name)[inside]
+        return found
+
+    variables = small_variables(*axes(mosaic))
+    for spec, name, told in ((target.values, "values", attributes), (target.valid, "valid", {})):
+        if spec is not None:
+            reader = functools.partial(read, name=name)
+            variables[spec.name] = lazy_array(
+                spec.dims, spec.shape, spec.dtype, reader, chunks=spec.chunks, **dict(told)
+            )
+    return xr.Dataset(variables, attrs={"geobatch": {**info, "variable": target.values.name}})
 
 
 def grid_of(tiles: Sequence[Tile], options: Options, where: str) -> Mosaic:

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from geobatch.fanout import FanOut, in_order, open_fanout
 from geobatch.formats.ingestion import Ingestion, Written, ingesting, store_shard
+from geobatch.formats.lazy import Inspected
 from geobatch.formats.segy import Lengths, Truncated
 from geobatch.formats.segy_file import SegyFile, SegyLayout
 from geobatch.formats.segy_geometry import Duplicates
@@ -230,7 +231,7 @@ def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) 
     return {"url": dst_url, "shape": list(target.volume.shape), "shards": len(digests), **info}
 
 
-def inspect_source(src_url: str, options: Options) -> dict[str, Any]:
+def inspect_source(src_url: str, options: Options) -> Inspected:
     """What a file holds, from one pass over it; see `geobatch.inspect`."""
     from geobatch.formats.segy_inspect import inspect_file
 

@@ -5,23 +5,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
+import xarray as xr
 
 from geobatch.fanout import open_fanout
-from geobatch.formats.findings import axis_figures, quality, suspicious
+from geobatch.formats.findings import suspicious
+from geobatch.formats.lazy import Inspected, Key, lazy_array, small_variables
 from geobatch.formats.segy_describe import describe
 from geobatch.formats.segy_file import SegyFile
-from geobatch.formats.segy_ingest import SMALL_FILE_BYTES, scan
+from geobatch.formats.segy_ingest import SMALL_FILE_BYTES, Column, read_column, scan
 from geobatch.formats.segy_meaning import Meaning, judge
 from geobatch.formats.segy_placement import Placement, arrange
 from geobatch.formats.segy_several import open_source
-from geobatch.formats.segy_survey import sample_axis
+from geobatch.formats.segy_survey import sample_axis, small_arrays, volume_specs
+from geobatch.formats.seismic_inspect import axes_figures, sample_of, seismic_quality
 
 if TYPE_CHECKING:
     from geobatch.formats.segy_ingest import Options
 
 
-def inspect_file(url: str, options: Options) -> dict[str, Any]:
-    """The description of a SEG-Y file, or of several as one.
+def inspect_file(url: str, options: Options) -> Inspected:
+    """The description of a SEG-Y file, or of several as one, from one pass over it; samples are read again on demand.
 
     Raises:
         NotFoundError: no such file.
@@ -33,28 +37,39 @@ def inspect_file(url: str, options: Options) -> dict[str, Any]:
     meaning = judge(file, table, **options.meaning)
     samples = sample_axis(file, table, meaning, options.sample_start)
     placement = arrange(table, options.layout, file.url, options.arrangement)
-    return describe_file(file, placement, meaning, samples, options.crs)
-
-
-def describe_file(
-    file: SegyFile, placement: Placement, meaning: Meaning, samples: Any, crs: str | None
-) -> dict[str, Any]:
-    """The description of a scanned file, as `geobatch.inspect` describes the survey made of it."""
-    info = describe(file, placement, meaning, crs, identity="")
-    axes: dict[str, Any] = {**placement.axes, "sample": samples}
-    if placement.kind == "traces":
-        axes = {"trace": np.arange(file.trace_count), "sample": samples}
-    units: dict[str, str] = {"sample": meaning.sample_unit}
+    info = describe(file, placement, meaning, options.crs, identity="")
+    dataset = _as_survey(file, placement, meaning, samples, info)
+    sampled = sample_of(dataset, info)
     described: dict[str, Any] = {
         "url": file.url,
         "kind": "segy",
         "makes": placement.kind,
-        "axes": {axis: axis_figures(values, units.get(axis, "")) for axis, values in axes.items()},
+        "axes": axes_figures(dataset, info),
         "domain": meaning.domain,
-        **{name: info[name] for name in ("bin_grid", "fold", "line") if name in info},
-        "crs": crs,
+        "crs": options.crs,
         "source": info["source"],
         "text": file.text.splitlines(),
-        **quality(info, meaning.units),
+        **seismic_quality(dataset, info, sampled),
     }
-    return {"suspicious": suspicious(described, info), **described}
+    return Inspected({"suspicious": suspicious(described, info), **described}, dataset, sampled)
+
+
+def _as_survey(
+    file: SegyFile, placement: Placement, meaning: Meaning, samples: Any, info: dict[str, Any]
+) -> xr.Dataset:
+    """The data set that ingest would write, its samples read trace by trace from the file."""
+    small, values = small_arrays(file, placement, meaning, samples, info["crs"])
+    one = (1,) * len(placement.shape)
+    volume, _ = volume_specs(file, placement, meaning, (1, 1, 1), (1, 1, 1))
+    ordinals = values["trace_index"]
+
+    def read(key: Key) -> npt.NDArray[np.float32]:
+        wanted = ordinals[key[:-1]]
+        traces, _ = read_column(Column((), np.atleast_1d(wanted)), file)
+        found: npt.NDArray[np.float32] = traces.reshape(*wanted.shape, file.sample_count)[(..., key[-1])]
+        return found
+
+    cells = lazy_array(
+        volume.dims, volume.shape, "float32", read, chunks=(*one, file.sample_count), **dict(volume.attributes)
+    )
+    return xr.Dataset({**small_variables(small, values), volume.name: cells}, attrs={"geobatch": info})

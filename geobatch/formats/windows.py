@@ -19,11 +19,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xarray as xr
 from pydantic import Field
 
 from geobatch.errors import FormatError, NotFoundError
 from geobatch.fanout import FanOut, in_order, open_fanout
 from geobatch.formats.ingestion import Fault, Ingestion, Written, ingesting, store_shard
+from geobatch.formats.lazy import Inspected, Key, lazy_array, small_variables
 from geobatch.formats.miniseed_layout import ALIASES, COMPONENTS
 from geobatch.formats.miniseed_scan import list_source
 from geobatch.formats.spec import IngestOptions, IngestRun
@@ -128,7 +130,7 @@ def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) 
     return {"url": dst_url, "shape": list(target.waveform.shape), **info}
 
 
-def inspect_source(src_url: str, options: Options) -> dict[str, Any]:
+def inspect_source(src_url: str, options: Options) -> Inspected:
     """What a folder of windows holds, from a pass over all of them without writing: suspicious things first.
 
     Returns:
@@ -148,13 +150,28 @@ def inspect_source(src_url: str, options: Options) -> dict[str, Any]:
     if faults:
         sentences.append(f"{len(faults)} faults, such as {faults[0].where}: {faults[0].fault}")
     shape = dict(zip(target.waveform.dims, target.waveform.shape, strict=True))
-    return {
+    told = {
         "suspicious": sentences,
         "url": src_url,
         **info,
         "shape": shape,
         "faults": {"count": len(faults), "examples": [vars(fault) for fault in faults[:20]]},
     }
+    return Inspected(told, _as_survey(source, table, target, info))
+
+
+def _as_survey(source: Source, table: Table, target: Target, info: dict[str, Any]) -> xr.Dataset:
+    """The data set that ingest would write, its windows read one by one."""
+    spec = target.waveform
+
+    def read(key: Key) -> npt.NDArray[np.float32]:
+        rows = np.atleast_1d(np.arange(len(table))[key[0]])
+        samples, _, _ = read_piece(Piece(0, replace(table.take(rows), faults=[])), source, target)
+        return (samples if isinstance(key[0], slice) else samples[0])[(..., *key[1:])]
+
+    cells = lazy_array(spec.dims, spec.shape, spec.dtype, read, chunks=(1, *spec.shape[1:]), **dict(spec.attributes))
+    found = small_variables(*small_arrays(table, target.components))
+    return xr.Dataset({**found, spec.name: cells}, attrs={"geobatch": info})
 
 
 def find_windows(url: str) -> tuple[Source, list[int]]:

@@ -26,7 +26,7 @@ Rgba = npt.NDArray[np.uint8]
 MAX_PIXELS = 2000
 VIEW_WIDTH = 480.0
 TALLEST = 420.0
-MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 52.0, 12.0, 8.0, 40.0
+MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 62.0, 20.0, 8.0, 40.0
 OVERLAY_OPACITY = 0.55
 BACKGROUND_NAMES = {"background", "none", "no_fault", "not_fault", "non_fault", "nonfault", "no_salt", "other"}
 HEX_COLOR = re.compile(r"#[0-9a-fA-F]{6}")
@@ -91,8 +91,30 @@ class Frame:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """Lines, dots or areas over a panel, in view units: an SVG path, stroked or filled."""
+
+    path: str
+    color: str
+    width: float = 1.2
+    filled: bool = False
+    opacity: float = 1.0
+
+
+@dataclass(frozen=True)
 class Panel:
-    """One picture with its frame, and its legend as class styles or as a colour bar."""
+    """A picture, marks or both within a frame, and the legend as class styles or as a colour bar.
+
+    Attributes:
+        title: What it shows.
+        picture: Data URI of its cells, empty for marks alone.
+        frame: Where it lies, with its axes.
+        pixelated: Cells stay sharp when they are enlarged.
+        classes: Legend of colours.
+        bar: Legend of a colour map.
+        marks: What is drawn over the picture.
+        note: A sentence below, such as how much of the data is shown.
+    """
 
     title: str
     picture: str
@@ -100,6 +122,17 @@ class Panel:
     pixelated: bool = False
     classes: tuple[ClassStyle, ...] = ()
     bar: ColorBar | None = None
+    marks: tuple[Mark, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Panels under one heading, with a sentence on what they show."""
+
+    title: str
+    note: str
+    panels: list[Panel]
 
 
 def class_styles(attributes: Mapping[str, Any]) -> list[ClassStyle]:

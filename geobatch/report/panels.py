@@ -1,10 +1,12 @@
 """The panels of a report: the pictures of each section and the maps, with what stands beside them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xarray as xr
 
 from geobatch.report.figures import (
     ClassStyle,
@@ -58,12 +60,19 @@ class AmplitudeScale:
 
 def amplitude_scale(survey: ScoredSurvey, sections: list[Section]) -> AmplitudeScale | None:
     """One scale for all sections: symmetric about zero for data of both signs, else from percentile to percentile."""
-    found = [s.amplitude[np.isfinite(s.amplitude)] for s in sections if s.amplitude is not None]
-    values = np.concatenate(found) if found else np.empty(0)
-    if survey.amplitude is None or not values.size:
+    if survey.amplitude is None:
         return None
-    name = str(survey.amplitude.attrs.get("long_name") or survey.amplitude.name or "amplitude")
-    units = survey.amplitude.attrs.get("units")
+    return scale_of([s.amplitude for s in sections if s.amplitude is not None], survey.amplitude)
+
+
+def scale_of(sections: Sequence[Array], array: xr.DataArray) -> AmplitudeScale | None:
+    """The scale of sections of an array, whose name and unit are its label; None where no value is finite."""
+    found = [values[np.isfinite(values)] for values in sections]
+    values = np.concatenate(found) if found else np.empty(0)
+    if not values.size:
+        return None
+    name = str(array.attrs.get("long_name") or array.name or "amplitude")
+    units = array.attrs.get("units")
     label = f"{name} ({units})" if units and str(units) != "1" else name
     if values.min() < 0 < values.max():
         limit = float(np.percentile(np.abs(values), DISPLAY_PERCENTILE))
@@ -80,9 +89,9 @@ def section_view(survey: ScoredSurvey, section: Section, scale: AmplitudeScale |
     panels = []
     if section.amplitude is not None and scale is not None:
         panels += _amplitude_panels(_rows(section.amplitude, vertical), scale, classes, styles, frame)
-    panels.append(_class_panel("Prediction", classes, frame, styles))
+    panels.append(class_panel("Prediction", classes, frame, styles))
     if section.truth is not None:
-        panels.append(_class_panel("Ground truth", _rows(section.truth, vertical), frame, styles))
+        panels.append(class_panel("Ground truth", _rows(section.truth, vertical), frame, styles))
     per_class = []
     if section.probability is not None:
         stack = np.stack([_rows(part, vertical) for part in section.probability])
@@ -98,13 +107,16 @@ def trace_map(survey: ScoredSurvey) -> tuple[Panel | None, dict[str, int]]:
     dataset = survey.source if survey.source is not None and "live_mask" in survey.source else survey.scored
     if "live_mask" not in dataset:
         return None, {}
-    live = np.asarray(dataset["live_mask"].transpose("inline", "crossline").values, dtype=bool)
-    recorded = np.ones_like(live)
-    if "trace_index" in dataset:
-        recorded = np.asarray(dataset["trace_index"].transpose("inline", "crossline").values) >= 0
-    state = np.where(live, LIVE, np.where(recorded, DEAD, MISSING)).astype(np.uint8)
+    state = trace_state(dataset.transpose("inline", "crossline", ...))
     counts = {name: int((state == value).sum()) for value, name in enumerate(("live", "dead", "missing"))}
     return _map_panel(survey, "Traces", state, TRACE_STYLES), counts
+
+
+def trace_state(dataset: xr.Dataset) -> npt.NDArray[np.uint8]:
+    """`LIVE`, `DEAD` or `MISSING` per trace, on the axes of `live_mask`."""
+    live = np.asarray(dataset["live_mask"].values, dtype=bool)
+    recorded = np.asarray(dataset["trace_index"].values) >= 0 if "trace_index" in dataset else np.ones_like(live)
+    return np.where(live, LIVE, np.where(recorded, DEAD, MISSING)).astype(np.uint8)
 
 
 def block_panel(survey: ScoredSurvey, record: RunRecord) -> Panel | None:
@@ -128,7 +140,7 @@ def _amplitude_panels(
     colored = amplitude_rgba(amplitude, scale.lower, scale.upper, scale.colormap)
     overlay = overlay_rgba(amplitude_rgba(amplitude, scale.lower, scale.upper, "gray"), classes, styles)
     shown = tuple(style for style in styles if not style.is_background)
-    bar = color_bar(scale.colormap, _number(scale.lower), _number(scale.upper), scale.label)
+    bar = color_bar(scale.colormap, number(scale.lower), number(scale.upper), scale.label)
     return [
         Panel("Amplitude", picture(colored), frame, bar=bar),
         Panel("Prediction over amplitude", picture(overlay), frame, classes=shown),
@@ -138,10 +150,11 @@ def _amplitude_panels(
 def _map_panel(survey: ScoredSurvey, title: str, state: Array, styles: tuple[ClassStyle, ...]) -> Panel | None:
     if min(state.shape) == 1:
         return None
-    return _class_panel(title, state[::-1], _map_frame(survey), styles)
+    return class_panel(title, state[::-1], _map_frame(survey), styles)
 
 
-def _class_panel(title: str, classes: Array, frame: Frame, styles: tuple[ClassStyle, ...]) -> Panel:
+def class_panel(title: str, classes: Array, frame: Frame, styles: tuple[ClassStyle, ...]) -> Panel:
+    """Classes in their colours, `(row, column)` as they are drawn."""
     return Panel(title, picture(class_rgba(classes, styles), exact=True), frame, pixelated=True, classes=styles)
 
 
@@ -169,13 +182,17 @@ def _section_frame(survey: ScoredSurvey, section: Section) -> tuple[Frame, str]:
         return _map_frame(survey), ""
     line = section.axes[0]
     spacing = _spacing_m(survey, line)
-    distance_m = survey.scored.sizes[line] * (spacing or 1.0)
-    samples = survey.axis_values("sample")
-    extent = abs(samples[-1] - samples[0]) * samples.size / max(samples.size - 1, 1)
     in_time = survey.info.get("domain", "time") == "time"
+    return vertical_frame(survey.axis_values(line), survey.axis_values("sample"), _line_label(line), in_time, spacing)
+
+
+def vertical_frame(lines: Array, samples: Array, label: str, in_time: bool, spacing: float | None) -> tuple[Frame, str]:
+    """The frame of a section over lines `spacing` metres apart, and how much it is exaggerated where that is known."""
+    distance_m = lines.size * (spacing or 1.0)
+    extent = abs(samples[-1] - samples[0]) * samples.size / max(samples.size - 1, 1)
     height_m = extent / 1000 / 2 * NOMINAL_VELOCITY_M_S if in_time else extent
-    label = "TWT (ms)" if in_time else "depth (m)"
-    frame = section_frame(survey.axis_values(line), samples, _line_label(line), label, height_m / distance_m)
+    vertical = "TWT (ms)" if in_time else "depth (m)"
+    frame = section_frame(lines, samples, label, vertical, height_m / distance_m)
     if spacing is None:
         return frame, ""
     exaggeration = frame.height / frame.width / (height_m / distance_m)
@@ -207,6 +224,6 @@ def _title(survey: ScoredSurvey, section: Section) -> str:
     return f"Depth slice at {section.value:.10g} m"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """A value to read off a colour bar: four digits, with separators rather than powers of ten while it is short."""
     return f"{float(f'{value:.4g}'):,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.4g}"

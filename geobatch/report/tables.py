@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from pydantic import TypeAdapter
 
 from geobatch.blocks import Grid
@@ -173,15 +174,15 @@ def provenance_rows(survey: ScoredSurvey, record: RunRecord, output_url: str) ->
     return [(name, value) for name, value in rows if value]
 
 
-def textual_header(survey: ScoredSurvey) -> str:
+def textual_header(source: xr.Dataset | None) -> str:
     """The 40 lines of the SEG-Y textual header, decoded; empty where the source has none.
 
     The header is EBCDIC (code page 037) or ASCII, 3200 bytes (SEG-Y rev 1, section 4); whichever makes more
     letters and blanks of the bytes is taken.
     """
-    if survey.source is None or "file_header" not in survey.source:
+    if source is None or "file_header" not in source:
         return ""
-    raw = np.asarray(survey.source["file_header"].values[:3200], dtype=np.uint8).tobytes()
+    raw = np.asarray(source["file_header"].values[:3200], dtype=np.uint8).tobytes()
     texts = [raw.decode("cp037"), raw.decode("latin-1")]
     text = max(texts, key=lambda t: sum(c.isascii() and (c.isalnum() or c == " ") for c in t))
     lines = [text[start : start + 80] for start in range(0, len(text), 80)]
