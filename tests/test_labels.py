@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geobatch.errors import DataError, FormatError, UsageError
+from geobatch.formats.ingestion import verify_ingested
 from geobatch.interpretation.synthetic import SyntheticSurvey
 from geobatch.interpretation.synthetic_files import write_survey
 from geobatch.job import load_job, parse_job, run_job
@@ -219,6 +220,7 @@ def test_job_writes_labels_that_training_opens(survey: str, tmp_path: Path) -> N
     assert summary["labels"] == {name: int((class_map == n).sum()) for n, name in enumerate(("rock", "sand", "fault"))}
     assert summary["unlabelled"] == 0
     assert survey_info(open_survey(output))["kind"] == "labels"
+    assert verify_ingested(output).findings == ()
     assert run_job(job(survey, output, *layers_of_job))["identity"] == summary["identity"]
     with pytest.raises(UsageError, match="there already"):
         run_job(job(survey, output, layers_of_job[0]))

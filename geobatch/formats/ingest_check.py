@@ -107,9 +107,11 @@ def _verify(control: Control, on_progress: Progress) -> tuple[Verification, dict
     checked = check_objects(control.url, entries, on_progress)
     found = {finding.key for finding in checked.findings}
     arrays = {stored.key.partition("/")[0] for stored in receipts[WHOLE].objects if stored.key.endswith("/zarr.json")}
+    # A damaged group contradicts everything.
+    contradictions = () if "zarr.json" in found else _of_metadata(control.storage, arrays)
     findings = [
         *checked.findings,
-        *(finding for finding in _of_metadata(control.storage, arrays) if finding.key not in found),
+        *(finding for finding in contradictions if finding.key not in found),
         *_unexpected(control.storage, arrays, {key for _, key, _, _ in entries}),
     ]
     return Verification(checked.shards, checked.bytes, tuple(findings)), receipts
