@@ -193,9 +193,8 @@ BAD: dict[str, Bad] = {
     "no geotransform": Bad(tiff(SIGNED, cell=None), GeometryError, "transform=[a,b,c,d,e,f]"),
     "cells without width": Bad(tiff(SIGNED, cell=(0.0, -10.0)), GeometryError, "control points"),
     "control points instead of a transform": Bad(gcps, GeometryError, "control points"),
-    # rasterio gives no nodata that the type cannot hold: every cell is valid.
-    "nodata NaN on int16": Bad(nodata("int16", b"nan"), None, "", valid=1),
-    "negative nodata on uint8": Bad(nodata("uint8", b"-99"), None, "", valid=1),
+    "nodata NaN on int16": Bad(nodata("int16", b"nan"), None, "nodata nan cannot occur in int16", valid=1),
+    "negative nodata on uint8": Bad(nodata("uint8", b"-99"), None, "nodata -99 cannot occur in uint8", valid=1),
     "every cell nodata": Bad(tiff(np.full((64, 64), -1, np.int16), nodata=-1), None, "no cell is valid", valid=0),
     "no block was ever written": Bad(sparse, None, "no cell is valid", valid=0),
     "header claims 10^9 cells a side in strips": Bad(claims(10**9, 10**9), FormatError, ""),

@@ -101,7 +101,7 @@ def _with_bands(mosaic: Mosaic, bands: slice) -> Mosaic:
     """The mosaic of some of its bands."""
     if bands == slice(None):
         return mosaic
-    per_band = ("bands", "names", "units", "nodata", "scales", "offsets")
+    per_band = ("bands", "names", "units", "nodata", "scales", "offsets", "unheld")
     tiles = [
         dataclasses.replace(tile, **{name: getattr(tile, name)[bands] for name in per_band}) for tile in mosaic.tiles
     ]

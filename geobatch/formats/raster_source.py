@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from geobatch.errors import DataError, FormatError, GeobatchError, GeometryError
+from geobatch.errors import DataError, FormatError, GeobatchError
 from geobatch.formats.libraries import need
 from geobatch.formats.raster_ranges import RangedFile, Ranges
 from geobatch.storage import open_storage, split_url
@@ -79,6 +79,7 @@ class Tile:
         block: Rows and columns of the file's own unit of reading.
         tags: What else the file says of itself.
         nodata_given: `nodata` is the user's and replaces the file's own.
+        unheld: What the file names as nodata per band and its type cannot hold, so that it marks nothing; else None.
     """
 
     source: Source
@@ -98,6 +99,7 @@ class Tile:
     block: tuple[int, int]
     tags: dict[str, str] = field(default_factory=dict)
     nodata_given: bool = False
+    unheld: tuple[float | None, ...] = ()
 
     @property
     def scaled(self) -> bool:
@@ -232,31 +234,6 @@ def open_raster(source: Source) -> Iterator[OpenRaster]:
             yield opened
 
 
-def read_tile(source: Source) -> Tile:
-    """The header of the file.
-
-    Raises:
-        FormatError: it is no raster file, a damaged one, or holds complex numbers.
-        GeometryError: it is placed by control points, not by a transform.
-    """
-    with open_raster(source) as opened:
-        try:
-            tile = _described(opened.dataset, source)
-        except gdal_errors() as error:
-            opened.require_storage()
-            raise damaged(source.url, error) from error
-        opened.require_storage()
-    if "complex" in tile.dtype:
-        raise FormatError(
-            "raster of complex numbers",
-            where=source.url,
-            measured=tile.dtype,
-            limit="integers or floats",
-            remedy="Write amplitude and phase as two bands.",
-        )
-    return tile
-
-
 def gdal_errors() -> tuple[type[Exception], ...]:
     """What rasterio raises for what GDAL tells; some of it comes through as GDAL's own."""
     from rasterio._err import CPLE_BaseError
@@ -275,58 +252,6 @@ def damaged(where: str, error: Exception) -> FormatError:
         limit="a whole TIFF or PNG",
         remedy="Copy it again from where it came; gdalinfo tells more.",
     )
-
-
-def _described(dataset: Any, source: Source) -> Tile:
-    from rasterio.enums import ColorInterp, MaskFlags
-
-    interpretations = dataset.colorinterp
-    bands = tuple(number for number in dataset.indexes if interpretations[number - 1] != ColorInterp.alpha)
-    if not bands:
-        raise FormatError("raster has no band of values", where=source.url, measured="an alpha band alone")
-    picked = [number - 1 for number in bands]
-    if dataset.gcps[0] and dataset.transform.is_identity:
-        raise GeometryError(
-            "raster is placed by control points, not by a transform",
-            where=source.url,
-            measured=f"{len(dataset.gcps[0])} control points",
-            remedy="Warp it first: gdalwarp -tps -t_srs … in.tif out.tif.",
-        )
-    # Each is made anew for all bands whenever it is asked for.
-    per_band = {
-        name: getattr(dataset, name)
-        for name in ("descriptions", "units", "nodatavals", "scales", "offsets", "mask_flag_enums")
-    }
-    of = {name: [values[number] for number in picked] for name, values in per_band.items()}
-    return Tile(
-        source=source,
-        width=dataset.width,
-        height=dataset.height,
-        dtype=dataset.dtypes[picked[0]],
-        crs=dataset.crs.to_wkt() if dataset.crs else "",
-        transform=tuple(dataset.transform)[:6],
-        bands=bands,
-        names=tuple(name or "" for name in of["descriptions"]),
-        units=tuple(unit or "" for unit in of["units"]),
-        nodata=tuple(of["nodatavals"]),
-        scales=tuple(of["scales"]),
-        offsets=tuple(of["offsets"]),
-        masked=any(MaskFlags.per_dataset in flags for flags in of["mask_flag_enums"]),
-        palette=_palette(dataset, bands),
-        block=dataset.block_shapes[picked[0]],
-        tags={str(key): str(value) for key, value in dataset.tags().items()},
-    )
-
-
-def _palette(dataset: Any, bands: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """The colour table of a raster with one band, without entries that say nothing (black, as writers fill up)."""
-    if len(bands) != 1:
-        return ()
-    try:
-        table = dataset.colormap(bands[0])
-    except ValueError:
-        return ()
-    return tuple((value, *colour[:3]) for value, colour in sorted(table.items()) if any(colour[:3]))
 
 
 def _refuse_impossible(dataset: Any, source: Source) -> None:
