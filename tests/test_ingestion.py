@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ import pytest
 from ingest_sources import SMALL, SOURCES
 from segy_files import write_segy
 
+from geobatch.cli import main
 from geobatch.errors import DataError, IntegrityError, NotFoundError, TransientError
 from geobatch.fanout import open_fanout
 from geobatch.formats import ingest_job, segy_ingest
@@ -229,6 +231,35 @@ def test_repair_drops_pieces_with_findings_and_no_others(tmp_path: Path, monkeyp
     seen = count_columns(monkeypatch)
     ingest(source, target, **GRID)
     assert sorted(seen) == [(1, 1), (2, 2)] and objects(target) == before
+
+
+def test_command_line_finds_drops_and_mends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = survey_file(tmp_path), str(tmp_path / "survey")
+    monkeypatch.setattr("geobatch.cli.WATCHED", ())
+    monkeypatch.setattr("geobatch.cluster.disconnect", lambda: None)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["geobatch", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, " ".join(captured.err.split())
+
+    assert run("verify", target)[0] == 2
+    assert run("ingest", source, target)[0] == 0
+    before = objects(target)
+    assert run("verify", target)[0] == 0
+    flip(target, "crossline/c/0", 3)
+    code, _, message = run("verify", target)
+    assert code == 3 and "crossline/c/0 damaged" in message and "geobatch repair drops what is bad" in message
+    code, out, _ = run("repair", target, "--json")
+    assert code == 0 and "Run the command that wrote the survey again" in json.loads(out)["next"]
+    code, _, message = run("verify", target)
+    assert code == 3 and "manifest.sha256 missing" in message
+    assert run("ingest", source, target)[0] == 0 and objects(target) == before
+    assert run("verify", target)[0] == 0
 
 
 def test_metadata_that_contradict_and_objects_of_nobody_are_found(tmp_path: Path) -> None:
