@@ -224,6 +224,7 @@ def test_repair_drops_pieces_with_findings_and_no_others(tmp_path: Path, monkeyp
     open_storage(target).delete("trace_header/c/2/2/0")
     open_storage(target).put("live_mask/c/7/7", b"of nobody")
     assert repair_ingested(target)["pieces"] == 2
+    assert repair_ingested(target)["pieces"] == 0, "repaired twice, nothing more is dropped"
     monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.001)
     assert open_survey(target)["amplitude"].shape == (9, 17, 37), "what holds stays open"
     with pytest.raises(IntegrityError, match="damaged"):

@@ -92,9 +92,9 @@ def _verify(control: Control, on_progress: Progress) -> tuple[Verification, dict
         raise NotFoundError(
             "no finished ingest there", where=control.url, remedy="Run the command that wrote it again: it goes on."
         )
-    findings = list(_of_manifest(manifest, told))
-    if manifest is None or findings:
-        return Verification(1, len(manifest or b""), tuple(findings)), {}
+    begun = list(_of_manifest(manifest, told))
+    if manifest is None or (begun and told is not None):
+        return Verification(1, len(manifest or b""), tuple(begun)), {}
     try:
         receipts = written_by_piece(parse_table(manifest, f"{control.url}/{MANIFEST}"))
     except IntegrityError as error:
@@ -106,13 +106,17 @@ def _verify(control: Control, on_progress: Progress) -> tuple[Verification, dict
     ]
     checked = check_objects(control.url, entries, on_progress)
     found = {finding.key for finding in checked.findings}
-    arrays = {stored.key.partition("/")[0] for stored in receipts[WHOLE].objects if stored.key.endswith("/zarr.json")}
+    whole = receipts.get(WHOLE, Written(()))
+    arrays = {stored.key.partition("/")[0] for stored in whole.objects if stored.key.endswith("/zarr.json")}
     # A damaged group contradicts everything.
     contradictions = () if "zarr.json" in found else _of_metadata(control.storage, arrays)
+    # Pieces that repair dropped have no receipt until they are written again.
+    unexpected = () if told is None else _unexpected(control.storage, arrays, {key for _, key, _, _ in entries})
     findings = [
+        *begun,
         *checked.findings,
         *(finding for finding in contradictions if finding.key not in found),
-        *_unexpected(control.storage, arrays, {key for _, key, _, _ in entries}),
+        *unexpected,
     ]
     return Verification(checked.shards, checked.bytes, tuple(findings)), receipts
 
