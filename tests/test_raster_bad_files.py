@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import time
@@ -12,12 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 from raster_files import field, tiled, write_tiff
 
 from geobatch.errors import DataError, FormatError, GeobatchError, GeometryError, MismatchError
 from geobatch.formats import IngestRun
 from geobatch.formats.ingestion import read_quality
 from geobatch.formats.raster import Options, ingest_source
+from geobatch.formats.raster_grid import make_mosaic
+from geobatch.formats.raster_header import read_tile
+from geobatch.formats.raster_read import read_cells
+from geobatch.formats.raster_source import find_source
 from geobatch.formats.raster_survey import valid_raster
 from geobatch.survey import open_survey
 
@@ -244,6 +250,22 @@ def test_bad_raster_is_a_typed_error_or_a_documented_recovery(tmp_path: Path, na
         shares = np.isfinite(valid_raster(open_survey(target)).values).mean()
         assert shares == pytest.approx(bad.valid, abs=0.26 if "truncated" in name else 1e-6)
     assert time.process_time() - begun < SECONDS
+
+
+def test_no_flipped_bit_of_a_deflate_block_passes_for_a_value(tmp_path: Path) -> None:
+    source = write_tiff(tmp_path / "a.tif", field((64, 64), "int16"), **tiled())
+    whole = source.read_bytes()
+    with rasterio.open(source) as file:
+        begin, size = (int(file.get_tag_item(f"BLOCK_{word}_0_0", "TIFF", bidx=1)) for word in ("OFFSET", "SIZE"))
+    chance, window = random.Random(0), slice(0, 64)
+    for _ in range(100):
+        body = bytearray(whole)
+        body[begin + chance.randrange(size)] ^= 1 << chance.randrange(8)
+        source.write_bytes(body)
+        tile = read_tile(find_source(str(source)))
+        mosaic = make_mosaic([tile], to_crs=None, resolution=None, resampling=None, where="a.tif")
+        cells = read_cells(mosaic, window, window, "first")
+        assert len(cells.faults) == 1 and not cells.valid.any()
 
 
 MEASURE = """

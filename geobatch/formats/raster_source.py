@@ -11,17 +11,20 @@ import itertools
 import math
 import uuid
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from geobatch.errors import DataError, FormatError, GeobatchError
 from geobatch.formats.libraries import need
-from geobatch.formats.raster_ranges import RangedFile, Ranges
+from geobatch.formats.raster_ranges import READERS, RangedFile, Ranges
 from geobatch.storage import open_storage, split_url
 
 # A block is decoded whole: larger ones would make memory depend on how the file was written.
 BLOCK_BYTES = 128 * 2**20
+INFLATED_BYTES = 2**20
 # Holds one block of every band: GDAL would decode it anew for each band.
 GDAL_CACHE_BYTES = BLOCK_BYTES + 16 * 2**20
 # An offset and a byte count, the least that a TIFF holds for each of its blocks.
@@ -123,20 +126,41 @@ class OpenRaster:
         if self._failures:
             raise self._failures[0]
 
-    def fetch(self, window: tuple[slice, slice], bands: Sequence[int]) -> list[tuple[slice, slice]]:
-        """Read ahead the blocks of a TIFF that a window needs; returns its parts whose blocks are not in the file.
+    def fetch(
+        self, window: tuple[slice, slice], bands: Sequence[int]
+    ) -> tuple[list[tuple[slice, slice]], list[tuple[slice, slice]]]:
+        """Read ahead the blocks of a TIFF under a window; returns its parts that are not in the file, and torn ones.
 
-        Where blocks lie GDAL tells by its metadata domain TIFF. A block that is not there it reads as nodata, or as 0.
+        Where blocks lie GDAL tells by its metadata domain TIFF. A block that is not there it reads as nodata, or as 0;
+        a damaged deflate stream it may read without a word (decision 14).
         """
-        spans, missing = [], []
+        found, missing = [], []
         for part, span in self._blocks(window, bands):
             if span is None:
                 missing.append(part)
             else:
-                spans.append(span)
-        self._ranges.fetch(spans)
+                found.append((part, span))
+        self._ranges.fetch([span for _, span in found])
         self.require_storage()
-        return missing
+        if getattr(self.dataset.compression, "name", "") != "deflate":
+            return missing, []
+        with ThreadPoolExecutor(READERS) as readers:
+            whole = list(readers.map(self._inflates, (span for _, span in found)))
+        self.require_storage()
+        return missing, [part for (part, _), sound in zip(found, whole, strict=True) if not sound]
+
+    def _inflates(self, span: tuple[int, int]) -> bool:
+        """True when a block is a whole zlib stream whose Adler-32 holds."""
+        body, stream, seen = self._ranges.read(span[0], span[1] - span[0]), zlib.decompressobj(), 0
+        try:
+            while seen <= BLOCK_BYTES:
+                part = stream.decompress(body, INFLATED_BYTES)
+                body, seen = stream.unconsumed_tail, seen + len(part)
+                if stream.eof or not (part or body):
+                    return stream.eof
+        except zlib.error:
+            return False
+        return True
 
     def missing(self, bands: Sequence[int]) -> int:
         """How many blocks of the whole TIFF are not in it."""

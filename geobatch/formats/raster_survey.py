@@ -24,7 +24,7 @@ from geobatch.shards import ArraySpec, clip_grid
 from geobatch.survey import COMPLETE, SCHEMA, survey_info
 
 # Version of everything in the raster reader that decides a cell: decoding, validity, precedence, warping.
-NUMERICAL_VERSION = 1
+NUMERICAL_VERSION = 2
 RASTER_AXES = ("band", "y", "x")
 GRID_MAPPING = "spatial_ref"
 MANY_INVALID = 0.5
