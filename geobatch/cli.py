@@ -27,6 +27,7 @@ messages = Console(stderr=True, highlight=False)
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, replaces a key of the job file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 ScoredUrl = Annotated[str, typer.Argument(help="URL of a scored survey.")]
+WrittenUrl = Annotated[str, typer.Argument(help="URL of a scored or an ingested survey.")]
 Source = Annotated[str, typer.Argument(help="s3://bucket/key or a path.")]
 
 
@@ -120,29 +121,36 @@ def plan(
 
 
 @app.command()
-def verify(output: ScoredUrl, as_json: AsJson = False) -> None:
-    """Read every shard of a scored or an ingested survey again and compare it with its receipt."""
+def verify(output: WrittenUrl, as_json: AsJson = False) -> None:
+    """Read every object of a scored or an ingested survey again and compare it with its receipt."""
     from dataclasses import asdict
 
-    from geobatch.formats.ingestion import is_ingested, verify_ingested
+    from geobatch.formats.ingest_check import REMEDY, verify_ingested
+    from geobatch.formats.manifest import is_ingested
     from geobatch.proof import require_sound
     from geobatch.score.verify import verify as run_verify
 
     ingested = is_ingested(output)
-    with _Progress("verify", "shards") as update:
+    with _Progress("verify", "objects") as update:
         check = verify_ingested if ingested else run_verify
         result = check(output, on_progress=lambda done, total: update(done, total, ""))
     _print_result(asdict(result), as_json)
-    require_sound(result, output, "geobatch ingest --overwrite writes the survey again." if ingested else "")
+    require_sound(result, output, REMEDY if ingested else "")
 
 
 @app.command()
-def repair(output: ScoredUrl, as_json: AsJson = False) -> None:
-    """Score missing and damaged shards of a scored survey again, and replace those alone."""
+def repair(output: WrittenUrl, as_json: AsJson = False) -> None:
+    """Have what is missing or damaged written again, and that alone: scored here, ingested by the next ingest."""
+    from geobatch.formats.ingest_check import repair_ingested
+    from geobatch.formats.manifest import is_ingested
     from geobatch.score.run import repair as run_repair
 
-    with _Progress("repair", "blocks") as update:
-        result = run_repair(output, on_progress=lambda progress: update(progress.done, progress.total, ""))
+    if is_ingested(output):
+        with _Progress("repair", "objects") as update:
+            result = repair_ingested(output, on_progress=lambda done, total: update(done, total, ""))
+    else:
+        with _Progress("repair", "blocks") as update:
+            result = run_repair(output, on_progress=lambda progress: update(progress.done, progress.total, ""))
     _print_result(result, as_json)
 
 

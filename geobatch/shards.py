@@ -162,23 +162,39 @@ def create_arrays(url: str, specs: Sequence[ArraySpec], values: Mapping[str, npt
     The group itself does not exist until `finish_group`: what is unfinished does not open.
     """
     storage = open_storage(url)
-    given = values or {}
+    for key, body in array_objects(specs, values or {}):
+        storage.put(key, body)
+
+
+def array_objects(specs: Sequence[ArraySpec], values: Mapping[str, npt.NDArray[Any]]) -> Iterator[tuple[str, bytes]]:
+    """Key and bytes of each array's metadata, and of the shards of those given in `values`."""
     for spec in specs:
-        storage.put(f"{spec.name}/zarr.json", json.dumps(array_metadata(spec), indent=2).encode())
-        if spec.name in given:
-            data = np.asarray(given[spec.name], spec.dtype, order="C")
+        yield f"{spec.name}/zarr.json", json.dumps(array_metadata(spec), indent=2).encode()
+        if spec.name in values:
+            data = np.asarray(values[spec.name], spec.dtype, order="C")
             for index in shard_indices(spec):
-                storage.put(shard_key(spec, index), encode_shard(spec, data[shard_region(spec, index)]))
+                yield shard_key(spec, index), encode_shard(spec, data[shard_region(spec, index)])
 
 
-def finish_group(url: str, specs: Sequence[ArraySpec], attributes: Mapping[str, Any]) -> None:
-    """Write the group's `zarr.json` with the metadata of all its arrays consolidated: the last write of a survey."""
-    open_storage(url).put("zarr.json", group_metadata(specs, attributes))
+def finish_group(
+    url: str, specs: Sequence[ArraySpec], attributes: Mapping[str, Any], others: Mapping[str, Any] | None = None
+) -> None:
+    """Write the group's `zarr.json` with the metadata of all its arrays consolidated: the last write of a survey.
+
+    Args:
+        url: The survey.
+        specs: Its arrays.
+        attributes: Of the group.
+        others: Metadata by name of arrays that no spec describes.
+    """
+    open_storage(url).put("zarr.json", group_metadata(specs, attributes, others))
 
 
-def group_metadata(specs: Sequence[ArraySpec], attributes: Mapping[str, Any]) -> bytes:
-    """The `zarr.json` of a group that holds these arrays."""
-    metadata = {spec.name: array_metadata(spec) for spec in specs}
+def group_metadata(
+    specs: Sequence[ArraySpec], attributes: Mapping[str, Any], others: Mapping[str, Any] | None = None
+) -> bytes:
+    """The `zarr.json` of a group that holds these arrays; arguments as of `finish_group`."""
+    metadata = {**{spec.name: array_metadata(spec) for spec in specs}, **(others or {})}
     group = {
         "zarr_format": 3,
         "node_type": "group",

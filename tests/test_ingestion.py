@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,25 +15,30 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ingest_sources import SMALL, SOURCES
 from segy_files import write_segy
 
-from geobatch.errors import DataError, NotFoundError, TransientError
+from geobatch.cli import main
+from geobatch.errors import DataError, IntegrityError, NotFoundError, TransientError
 from geobatch.fanout import open_fanout
-from geobatch.formats import segy_ingest
+from geobatch.formats import ingest_job, segy_ingest
 from geobatch.formats.ingestion import (
     Fault,
     Written,
     ingesting,
     is_ingested,
     read_quality,
+    repair_ingested,
     store_shard,
     verify_ingested,
     versions_of,
 )
+from geobatch.formats.manifest import MANIFEST, MANIFEST_SUM
 from geobatch.formats.segy_ingest import ingest
-from geobatch.lease import Control
+from geobatch.formats.spec import IngestJob
+from geobatch.lease import LEASE, Control
 from geobatch.shards import ArraySpec
-from geobatch.storage import open_storage
+from geobatch.storage import open_storage, patience
 from geobatch.survey import open_survey
 
 GRID: Any = {"chunk": (4, 4, 16), "shard": (4, 4, 16)}
@@ -138,14 +146,155 @@ def test_verify_finds_every_damaged_shard(tmp_path: Path) -> None:
     ingest(source, target, **GRID)
     assert is_ingested(target)
     result = verify_ingested(target)
-    assert (result.shards, result.findings) == (COLUMNS * 4, ())
+    # All but the lease, and the manifest with its checksum.
+    assert (result.shards, result.findings) == (len(objects(target)) - 2, ())
     storage = open_storage(target)
-    body = bytearray(storage.get("amplitude/c/1/1/1"))
-    body[10] ^= 1
-    storage.put("amplitude/c/1/1/1", bytes(body))
+    flip(target, "amplitude/c/1/1/1", 10)
     storage.delete("amplitude/c/0/0/2")
     found = {(finding.key, finding.what) for finding in verify_ingested(target).findings}
     assert found == {("amplitude/c/1/1/1", "damaged"), ("amplitude/c/0/0/2", "missing")}
+
+
+def objects(url: str) -> dict[str, bytes]:
+    """Every object under the survey, but for the lease."""
+    storage = open_storage(url)
+    return {key: storage.get(key) for key, _ in storage.list() if key != LEASE}
+
+
+def flip(url: str, key: str, byte: int) -> None:
+    storage = open_storage(url)
+    body = bytearray(storage.get(key))
+    body[byte] ^= 1 << byte % 8
+    storage.put(key, bytes(body))
+
+
+def finding_keys(url: str) -> set[str]:
+    return {finding.key for finding in verify_ingested(url).findings}
+
+
+@pytest.fixture
+def finished(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[IngestJob, str]:
+    """A finished survey of the kind that the test names, and its job."""
+    for name, value in SMALL.items():
+        monkeypatch.setattr(name, value)
+    job = SOURCES[request.param](tmp_path).job(str(tmp_path / "survey"))
+    ingest_job(job)
+    return job, job.output
+
+
+@pytest.mark.parametrize("finished", SOURCES, indirect=True)
+def test_flipped_byte_in_any_object_is_found(finished: tuple[IngestJob, str]) -> None:
+    _, url = finished
+    chance, storage = random.Random(0), open_storage(url)
+    assert verify_ingested(url).findings == ()
+    for key, body in objects(url).items():
+        for byte in {0, len(body) - 1, *(chance.randrange(len(body)) for _ in range(2))}:
+            flip(url, key, byte)
+            found = finding_keys(url)
+            # Two that contradict each other do not tell which is right.
+            assert found == {key} or (key in (MANIFEST, MANIFEST_SUM) and found), (key, byte)
+            storage.put(key, body)
+    assert verify_ingested(url).findings == ()
+
+
+@pytest.mark.parametrize("finished", SOURCES, indirect=True)
+def test_repair_and_the_same_ingest_mend_any_object(finished: tuple[IngestJob, str]) -> None:
+    job, url = finished
+    before, storage = objects(url), open_storage(url)
+    control = [key for key in before if key.startswith("_geobatch/") or key == "zarr.json"]
+    others = [key for key in before if key not in control]
+    for number, key in enumerate([*control, *random.Random(0).sample(others, 3)]):
+        if number % 2:
+            flip(url, key, len(before[key]) // 2)
+        else:
+            storage.delete(key)
+        told = repair_ingested(url)
+        assert key in {finding["key"] for finding in told["findings"]}
+        ingest_job(job)
+        assert objects(url) == before, key
+    assert verify_ingested(url).findings == ()
+
+
+def test_repair_drops_pieces_with_findings_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = survey_file(tmp_path), str(tmp_path / "survey")
+    ingest(source, target, **GRID)
+    before = objects(target)
+    assert repair_ingested(target)["next"] == "nothing" and objects(target) == before
+    flip(target, "amplitude/c/1/1/1", 10)
+    open_storage(target).delete("trace_header/c/2/2/0")
+    open_storage(target).put("live_mask/c/7/7", b"of nobody")
+    assert repair_ingested(target)["pieces"] == 2
+    assert repair_ingested(target)["pieces"] == 0, "repaired twice, nothing more is dropped"
+    monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.001)
+    assert open_survey(target)["amplitude"].shape == (9, 17, 37), "what holds stays open"
+    with pytest.raises(IntegrityError, match="damaged"):
+        open_survey(target)["amplitude"].values[4, 4, 16]
+    seen = count_columns(monkeypatch)
+    ingest(source, target, **GRID)
+    assert sorted(seen) == [(1, 1), (2, 2)] and objects(target) == before
+
+
+def test_command_line_finds_drops_and_mends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = survey_file(tmp_path), str(tmp_path / "survey")
+    monkeypatch.setattr("geobatch.cli.WATCHED", ())
+    monkeypatch.setattr("geobatch.cluster.disconnect", lambda: None)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["geobatch", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, " ".join(captured.err.split())
+
+    assert run("verify", target)[0] == 2
+    assert run("ingest", source, target)[0] == 0
+    before = objects(target)
+    assert run("verify", target)[0] == 0
+    flip(target, "crossline/c/0", 3)
+    code, _, message = run("verify", target)
+    assert code == 3 and "crossline/c/0 damaged" in message and "geobatch repair drops what is bad" in message
+    code, out, _ = run("repair", target, "--json")
+    assert code == 0 and "Run the command that wrote the survey again" in json.loads(out)["next"]
+    code, _, message = run("verify", target)
+    assert code == 3 and "manifest.sha256 missing" in message
+    assert run("ingest", source, target)[0] == 0 and objects(target) == before
+    assert run("verify", target)[0] == 0
+
+
+def test_metadata_that_contradict_and_objects_of_nobody_are_found(tmp_path: Path) -> None:
+    spec, url = ArraySpec("values", ("x",), (2,), "float32", (2,), (2,)), str(tmp_path / "survey")
+    with ingesting(url, {"format": "test"}, overwrite=False) as work:
+        work.create([spec], {"values": np.ones(2, np.float32)})
+        other = dataclasses.replace(spec, attributes={"units": "m"})
+        work.finish([other], {"schema": 1, "kind": "test", "state": "complete"})
+    open_storage(url).put("values/c/5", b"of nobody")
+    open_storage(url).put("notes/mine.txt", b"not ours")
+    found = {(finding.key, finding.what) for finding in verify_ingested(url).findings}
+    assert found == {("values/zarr.json", "contradictory"), ("values/c/5", "unexpected")}
+
+
+@pytest.mark.parametrize("stage", ["zarr.json", "delete"])
+def test_ingest_killed_after_its_last_write_is_tidied_by_the_next(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = survey_file(tmp_path), str(tmp_path / "survey")
+    own = Control.delete
+
+    def delete(self: Control, key: str) -> None:
+        if stage == "delete" and key.startswith("_geobatch/receipts"):
+            own(self, key)
+        raise TransientError("storage went away")
+
+    with monkeypatch.context() as patch, pytest.raises(TransientError):
+        patch.setattr(Control, "delete", delete)
+        ingest(source, target, **GRID)
+    assert verify_ingested(target).findings == () and list(open_storage(target).list("_geobatch/scan"))
+    seen = count_columns(monkeypatch)
+    ingest(source, target, **GRID)
+    assert not seen
+    assert not [key for key, _ in open_storage(target).list("_geobatch/") if key.count("/") > 1]
 
 
 def test_quality_table_holds_faults_of_pieces_and_of_the_whole(tmp_path: Path) -> None:

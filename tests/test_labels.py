@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geobatch.errors import DataError, FormatError, UsageError
+from geobatch.formats.ingestion import verify_ingested
+from geobatch.formats.raster_labels import align_labels
 from geobatch.interpretation.synthetic import SyntheticSurvey
 from geobatch.interpretation.synthetic_files import write_survey
 from geobatch.job import load_job, parse_job, run_job
@@ -219,6 +221,7 @@ def test_job_writes_labels_that_training_opens(survey: str, tmp_path: Path) -> N
     assert summary["labels"] == {name: int((class_map == n).sum()) for n, name in enumerate(("rock", "sand", "fault"))}
     assert summary["unlabelled"] == 0
     assert survey_info(open_survey(output))["kind"] == "labels"
+    assert verify_ingested(output).findings == ()
     assert run_job(job(survey, output, *layers_of_job))["identity"] == summary["identity"]
     with pytest.raises(UsageError, match="there already"):
         run_job(job(survey, output, layers_of_job[0]))
@@ -292,4 +295,87 @@ def test_job_file_of_the_folder_runs(survey: str, tmp_path: Path) -> None:
 
 def test_every_layer_has_a_painter() -> None:
     named = {kind.__name__ for kind in layers._PAINTERS}
-    assert named == {"Everywhere", "Zone", "Reflector", "FaultSticks", "Polygons", "Points"}
+    assert named == {"Everywhere", "Zone", "Reflector", "FaultSticks", "Polygons", "Points", "ClassRaster"}
+
+
+@pytest.fixture
+def zion(test_data: Path, tmp_path: Path) -> tuple[str, Path]:
+    """A raster survey of the elevation model of Zion in degrees, and its land cover in metres on another grid."""
+    folder = test_data / "landform" / "zion_dem_nlcd"
+    run_job(parse_job({"job": "ingest", "source": str(folder / "srtm.tif"), "output": str(tmp_path / "dem")}))
+    return str(tmp_path / "dem"), folder / "nlcd.tif"
+
+
+def test_land_cover_of_zion_is_painted_on_its_elevation_model(zion: tuple[str, Path], tmp_path: Path) -> None:
+    url, cover = zion
+    class_raster = {"layer": "class_raster", "url": str(cover), "labels": {4: "sand", 7: "rock"}}
+    everywhere = {"layer": "everywhere", "label": "fault"}
+    output = str(tmp_path / "labels")
+    summary = run_job(job(url, output, everywhere, class_raster))
+    expected = align_labels(str(cover), open_survey(url)).values
+    class_map = open_survey(output)["class_map"].values
+    assert (expected == 4).sum() > 10_000 and (expected == 7).sum() > 1000
+    np.testing.assert_array_equal(class_map == 1, expected == 4)
+    np.testing.assert_array_equal(class_map == 0, expected == 7)
+    assert summary["labels"]["fault"] == int((~np.isin(expected, (4, 7))).sum())
+    assert verify_ingested(output).findings == ()
+    part = slice(101, 300), slice(37, 200)
+    np.testing.assert_array_equal(stack(url, everywhere, class_raster).paint(part), class_map[part])
+    # Labels that a job wrote, and a raster survey, serve as well as a file.
+    again = {"layer": "class_raster", "url": output, "labels": {1: "rock"}}
+    np.testing.assert_array_equal(stack(url, again).paint(part) == 0, class_map[part] == 1)
+    run_job(parse_job({"job": "ingest", "source": str(cover), "output": str(tmp_path / "cover")}))
+    by_survey = {**class_raster, "url": str(tmp_path / "cover")}
+    np.testing.assert_array_equal(stack(url, everywhere, by_survey).paint(part), class_map[part])
+
+
+def test_class_rasters_that_do_not_serve_are_told(survey: str, zion: tuple[str, Path], tmp_path: Path) -> None:
+    url, cover = zion
+    layer = {"layer": "class_raster", "url": str(cover), "labels": {4: "sand"}}
+    with pytest.raises(UsageError, match="painted on rasters"):
+        stack(survey, layer)
+    with pytest.raises(UsageError, match=r"labels\.300"):
+        stack(url, {**layer, "labels": {300: "sand"}})
+    with pytest.raises(UsageError, match="names no class: salt"):
+        stack(url, {**layer, "labels": {4: "salt"}})
+    (tmp_path / "tiles").mkdir()
+    whole = cover.read_bytes()
+    (tmp_path / "tiles" / "a.tif").write_bytes(whole)
+    (tmp_path / "tiles" / "b.tif").write_bytes(whole[:100])
+    with pytest.raises(FormatError, match=r"b\.tif: a file of labels does not read"):
+        stack(url, {**layer, "url": str(tmp_path / "tiles")})
+    (tmp_path / "c.tif").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FormatError, match=r"c\.tif.*a block of the labels does not read"):
+        stack(url, {**layer, "url": str(tmp_path / "c.tif")}).paint(whole_of(url))
+
+
+def whole_of(url: str) -> tuple[slice, ...]:
+    return whole(grid_of(url).shape)
+
+
+def test_job_file_of_land_cover_runs(zion: tuple[str, Path], tmp_path: Path) -> None:
+    geopandas, shapely = pytest.importorskip("geopandas"), pytest.importorskip("shapely")
+    url, cover = zion
+    dem = open_survey(url)
+    middle = shapely.Point(float(dem["x"][200]), float(dem["y"][200])).buffer(0.01)
+    frame = geopandas.GeoDataFrame(geometry=[middle], crs="EPSG:4326").to_crs("EPSG:26912")
+    frame.to_file(tmp_path / "slides.shp")
+    told = {
+        "survey": url,
+        "output": str(tmp_path / "labels"),
+        "layers.0.url": str(cover),
+        "layers.0.labels": "{4: forest, 7: water}",
+        "layers.1.url": str(tmp_path / "slides.shp"),
+    }
+    path = Path(__file__).parents[1] / "jobs" / "label_land_cover.yaml"
+    overrides = [f"{key}={value}" for key, value in told.items()]
+    summary = run_job(load_job(str(path), overrides))
+    class_map = open_survey(summary["url"])["class_map"].values
+    cell = abs(float(np.diff(dem["x"])[0] * np.diff(dem["y"])[0]))
+    assert class_map[200, 200] == 2
+    assert summary["labels"]["landslide"] == pytest.approx(np.pi * 0.01**2 / cell, rel=0.05)
+    assert summary["labels"]["forest"] > 10_000
+    # Each part of a Shapefile belongs to the job: another table is another job.
+    (tmp_path / "slides.dbf").write_bytes((tmp_path / "slides.dbf").read_bytes() + b" ")
+    with pytest.raises(UsageError, match="there already"):
+        run_job(load_job(str(path), overrides))

@@ -5,18 +5,26 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import segyio
 import xarray as xr
+import zarr
+import zarr.storage
 from segy_files import amplitudes, random_traces, raw_segy, write_segy
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.errors import UnstableSpecificationWarning
 
 from geobatch.errors import FormatError, NotFoundError, UsageError
 from geobatch.formats import ingest
 from geobatch.formats.mdio import export_mdio
+from geobatch.formats.mdio_headers import FIELDS, encode_headers, header_metadata
 from geobatch.inspect import inspect_survey
 from geobatch.survey import open_survey, require_every_shard, survey_info, valid_volume
 
@@ -133,6 +141,48 @@ def test_exported_survey_opens_again_as_it_was(kind: str, tmp_path: Path) -> Non
         assert statistics[name] == pytest.approx(own[name])
 
 
+@pytest.mark.parametrize("kind", ["volume", "depth", "gathers"])
+def test_exported_headers_are_those_of_the_file(kind: str, tmp_path: Path) -> None:
+    survey, group = survey_and_group(tmp_path, kind)
+    with warnings.catch_warnings():
+        # Zarr's own specification has no records yet.
+        warnings.simplefilter("ignore", UnstableSpecificationWarning)
+        arrays = zarr.open_group(str(group), mode="r", use_consolidated=True)
+        headers = arrays["headers"][...]
+        metadata = arrays["headers"].metadata
+    assert metadata.dimension_names == survey["amplitude"].dims[:-1]
+    assert headers.dtype.itemsize == 232 and headers.dtype.names[:2] == ("trace_seq_num_line", "trace_seq_num_reel")
+    order = survey["trace_index"].values
+    assert headers.shape == order.shape
+    with segyio.open(str(tmp_path / "a.sgy"), ignore_geometry=True) as file:
+        for place, trace in np.ndenumerate(order):
+            own = dict(file.header[trace]) if trace >= 0 else {}
+            told = {headers.dtype.fields[name][1] + 1: int(headers[place][name]) for name in headers.dtype.names}
+            assert told == {byte: own.get(byte, 0) for byte in told}
+    live = survey["trace_index"].values >= 0
+    lines = np.broadcast_to(survey["inline"].values.reshape(-1, *[1] * (order.ndim - 1)), order.shape)
+    np.testing.assert_array_equal(headers["inline"][live], lines[live])
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_headers_of_either_byte_order_become_the_same_records(order: str) -> None:
+    numbers = np.arange(3 * len(FIELDS)).reshape(3, -1) * 7 - 1000
+    raw = np.zeros((3, 240), np.uint8)
+    own = np.zeros(3, [(name, order + kind) for name, kind in FIELDS])
+    for k, (name, _) in enumerate(FIELDS):
+        own[name] = numbers[:, k]
+    raw[:, :232] = own[:, None].view(np.uint8)
+    store = zarr.storage.MemoryStore()
+    metadata = json.dumps(header_metadata(("trace",), (3,), (4,))).encode()
+    prototype = default_buffer_prototype()
+    for key, body in (("zarr.json", metadata), ("c/0", encode_headers(raw, order, (4,)))):
+        sync(store.set(key, prototype.buffer.from_bytes(body)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnstableSpecificationWarning)
+        read = zarr.open_array(store, mode="r")[...]
+    assert [list(record) for record in read.tolist()] == numbers.tolist()
+
+
 def test_export_replaces_only_mdio_and_only_on_demand(tmp_path: Path) -> None:
     _, group = survey_and_group(tmp_path, "volume")
     survey = str(tmp_path / "survey")
@@ -155,6 +205,7 @@ def test_mdio_reads_what_was_exported(kind: str, tmp_path: Path) -> None:
     script = (
         "import sys, numpy; from mdio import open_mdio; d = open_mdio(sys.argv[1])\n"
         "numpy.savez(sys.argv[2], values=d['amplitude'].values, mask=d['trace_mask'].values, x=d['cdp_x'].values,"
+        " headers=d['headers'].values,"
         " dims=list(d['amplitude'].dims), name=d.attrs['name'], variable=d.attrs['attributes']['defaultVariableName'])"
     )
     subprocess.run([python, "-c", script, str(group), str(tmp_path / "read.npz")], check=True)
@@ -163,6 +214,10 @@ def test_mdio_reads_what_was_exported(kind: str, tmp_path: Path) -> None:
     live = survey["live_mask"].values
     np.testing.assert_array_equal(found["values"][live], survey["amplitude"].values[live])
     np.testing.assert_array_equal(found["mask"], live)
+    assert found["headers"].dtype.names == tuple(name for name, _ in FIELDS)
+    recorded = survey["trace_index"].values >= 0
+    lines = np.broadcast_to(survey["inline"].values.reshape(-1, *[1] * (recorded.ndim - 1)), recorded.shape)
+    np.testing.assert_array_equal(found["headers"]["inline"], np.where(recorded, lines, 0))
     np.testing.assert_array_equal(found["x"], survey["cdp_x"].values)
     assert found["dims"].tolist()[-1] == ("depth" if kind == "depth" else "time")
     assert str(found["variable"]) == "amplitude"

@@ -292,6 +292,30 @@ def test_sentinel_that_is_not_declared_is_suspected_and_left(tmp_path: Path) -> 
     assert not survey.attrs["geobatch"]["warnings"]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "text", "cast"), [("int16", "nan", 0), ("uint8", "-99", 157), ("uint16", "1e6", 65535)]
+)
+def test_nodata_that_the_type_cannot_hold_is_told_with_what_it_became(
+    dtype: str, text: str, cast: int, tmp_path: Path
+) -> None:
+    values = field((60, 60), dtype).clip(1, 150)
+    values[:20] = cast
+    source = write_tiff(tmp_path / "a.tif", values, nodata=111)
+    body = source.read_bytes()
+    source.write_bytes(body.replace(b"111\0", text.encode() + b"\0"))
+    survey = ingested(source, tmp_path / "survey")
+    assert survey["valid"].values.all()
+    told = inspect_survey(str(tmp_path / "survey"))["suspicious"]
+    assert told == inspect_survey(str(source))["suspicious"]
+    assert any(f"nodata {float(text):g} cannot occur in {dtype}" in sentence for sentence in told)
+    assert any(f"--set nodata={cast}" in sentence for sentence in told)
+    (row,) = read_quality(str(tmp_path / "survey"))
+    assert row.where.endswith("a.tif band 1") and row.action == "taken as valid throughout"
+    survey = ingested(source, tmp_path / "again", nodata=cast)
+    assert not survey["valid"].values[0, :20].any() and survey["valid"].values[0, 20:].all()
+    assert not survey.attrs["geobatch"]["warnings"] and not read_quality(str(tmp_path / "again"))
+
+
 def test_text_shows_suspicious_things_first(tmp_path: Path) -> None:
     source = write_tiff(tmp_path / "a.tif", field((60, 60)), crs=None)
     survey = ingested(source, tmp_path / "survey")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import time
@@ -12,12 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 from raster_files import field, tiled, write_tiff
 
 from geobatch.errors import DataError, FormatError, GeobatchError, GeometryError, MismatchError
 from geobatch.formats import IngestRun
 from geobatch.formats.ingestion import read_quality
 from geobatch.formats.raster import Options, ingest_source
+from geobatch.formats.raster_grid import make_mosaic
+from geobatch.formats.raster_header import read_tile
+from geobatch.formats.raster_read import read_cells
+from geobatch.formats.raster_source import find_source
 from geobatch.formats.raster_survey import valid_raster
 from geobatch.survey import open_survey
 
@@ -193,9 +199,8 @@ BAD: dict[str, Bad] = {
     "no geotransform": Bad(tiff(SIGNED, cell=None), GeometryError, "transform=[a,b,c,d,e,f]"),
     "cells without width": Bad(tiff(SIGNED, cell=(0.0, -10.0)), GeometryError, "control points"),
     "control points instead of a transform": Bad(gcps, GeometryError, "control points"),
-    # rasterio gives no nodata that the type cannot hold: every cell is valid.
-    "nodata NaN on int16": Bad(nodata("int16", b"nan"), None, "", valid=1),
-    "negative nodata on uint8": Bad(nodata("uint8", b"-99"), None, "", valid=1),
+    "nodata NaN on int16": Bad(nodata("int16", b"nan"), None, "nodata nan cannot occur in int16", valid=1),
+    "negative nodata on uint8": Bad(nodata("uint8", b"-99"), None, "nodata -99 cannot occur in uint8", valid=1),
     "every cell nodata": Bad(tiff(np.full((64, 64), -1, np.int16), nodata=-1), None, "no cell is valid", valid=0),
     "no block was ever written": Bad(sparse, None, "no cell is valid", valid=0),
     "header claims 10^9 cells a side in strips": Bad(claims(10**9, 10**9), FormatError, ""),
@@ -245,6 +250,22 @@ def test_bad_raster_is_a_typed_error_or_a_documented_recovery(tmp_path: Path, na
         shares = np.isfinite(valid_raster(open_survey(target)).values).mean()
         assert shares == pytest.approx(bad.valid, abs=0.26 if "truncated" in name else 1e-6)
     assert time.process_time() - begun < SECONDS
+
+
+def test_no_flipped_bit_of_a_deflate_block_passes_for_a_value(tmp_path: Path) -> None:
+    source = write_tiff(tmp_path / "a.tif", field((64, 64), "int16"), **tiled())
+    whole = source.read_bytes()
+    with rasterio.open(source) as file:
+        begin, size = (int(file.get_tag_item(f"BLOCK_{word}_0_0", "TIFF", bidx=1)) for word in ("OFFSET", "SIZE"))
+    chance, window = random.Random(0), slice(0, 64)
+    for _ in range(100):
+        body = bytearray(whole)
+        body[begin + chance.randrange(size)] ^= 1 << chance.randrange(8)
+        source.write_bytes(body)
+        tile = read_tile(find_source(str(source)))
+        mosaic = make_mosaic([tile], to_crs=None, resolution=None, resampling=None, where="a.tif")
+        cells = read_cells(mosaic, window, window, "first")
+        assert len(cells.faults) == 1 and not cells.valid.any()
 
 
 MEASURE = """

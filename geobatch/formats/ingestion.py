@@ -4,7 +4,7 @@
         tables = work.remembered("scan", scan, parts, …)     # read from what an earlier run stored, where there is any
         work.create(specs, values)                           # arrays; the group does not exist yet
         written = work.write(write_piece, pieces, …)         # only pieces without a receipt that holds
-        work.finish(specs, info)                             # manifest and quality table, then the group: it opens
+        work.finish(specs, info)                             # quality table, manifest, then the group: it opens
 
 A piece is the unit of work: it stores whole shards, each by one PUT, and returns what proves them. Receipts are flushed
 every few seconds, so that a run that ends anywhere costs the pieces in flight and one batch. `decisive` is everything
@@ -15,88 +15,49 @@ that decides a byte of the survey: what was begun under another one is begun ane
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from geobatch.errors import DataError, NotFoundError, TransientError, UsageError
+from geobatch.errors import DataError, TransientError, UsageError
 from geobatch.fanout import FanOut, in_order
+from geobatch.formats.ingest_check import repair_ingested as repair_ingested
+from geobatch.formats.ingest_check import verify_ingested as verify_ingested
+from geobatch.formats.manifest import (
+    BATCHES,
+    DECISIVE,
+    MANIFEST,
+    MANIFEST_SUM,
+    QUALITY,
+    WHOLE,
+    fault_table,
+    manifest_sum,
+    read_table,
+    receipt_table,
+    tidy,
+    written_by_piece,
+)
+from geobatch.formats.manifest import Fault as Fault
+from geobatch.formats.manifest import Stored as Stored
+from geobatch.formats.manifest import Written as Written
+from geobatch.formats.manifest import is_ingested as is_ingested
+from geobatch.formats.manifest import read_quality as read_quality
 from geobatch.lease import LEASE, Control, leased
-from geobatch.proof import Entry, Verification, batch_name, check_objects, parquet_bytes, read_receipts
-from geobatch.shards import ArraySpec, Index, create_arrays, encode_shard, finish_group, shard_key
+from geobatch.proof import batch_name, parquet_bytes
+from geobatch.shards import ArraySpec, Index, array_objects, encode_shard, group_metadata, shard_key
 from geobatch.storage import open_storage, split_url
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-DECISIVE = "_geobatch/ingest.json"
-BATCHES = "_geobatch/receipts"
-MANIFEST = "_geobatch/manifest.parquet"
-QUALITY = "_geobatch/quality.parquet"
 FLUSH_INTERVAL_S = 5.0
 LOOKERS = 16
-
-_OBJECT = pa.struct([("key", pa.string()), ("size", pa.int64()), ("sha256", pa.binary(32))])
-_FAULT = pa.struct([(name, pa.string()) for name in ("what", "where", "fault", "action")])
-_RECEIPTS = pa.schema(
-    [
-        ("piece", pa.int64()),
-        ("fence", pa.int64()),
-        ("objects", pa.list_(_OBJECT)),
-        ("faults", pa.list_(_FAULT)),
-        ("figures", pa.string()),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A bad trace, record, tile or row, and what became of it: one row of the survey's quality table.
-
-    Attributes:
-        what: What it is, such as `trace`.
-        where: Which one, such as `f3.sgy trace 1204 (inline 111, crossline 890)`.
-        fault: What ails it, such as `same inline and crossline as trace 1203`.
-        action: What was done, such as `left out`.
-    """
-
-    what: str
-    where: str
-    fault: str
-    action: str
-
-
-@dataclass(frozen=True)
-class Stored:
-    """An object that was stored: its key, its size in bytes and the SHA-256 of its bytes."""
-
-    key: str
-    size: int
-    sha256: bytes
-
-
-@dataclass(frozen=True)
-class Written:
-    """What a piece did.
-
-    Attributes:
-        objects: What it stored, durably.
-        faults: What it found wrong with its input.
-        figures: Anything else, as JSON; comes back with the receipt when a later run resumes.
-    """
-
-    objects: tuple[Stored, ...]
-    faults: tuple[Fault, ...] = ()
-    figures: dict[str, Any] = field(default_factory=dict)
 
 
 class Ingestion:
@@ -114,6 +75,7 @@ class Ingestion:
         self.control, self.url = control, control.url
         self.done, self.resumed, self._sources = done, resumed, sources
         self._faults: list[Fault] = []
+        self._created: dict[str, Stored] = {}
         self._written: dict[int, Written] = {}
         self._pending: list[int] = []
         self._flushed_at = time.monotonic()
@@ -156,7 +118,9 @@ class Ingestion:
     def create(self, specs: Sequence[ArraySpec], values: Mapping[str, npt.NDArray[Any]]) -> None:
         """Write the metadata of every array, and the small arrays whole."""
         self.control.require()
-        create_arrays(self.url, specs, values)
+        for key, body in array_objects(specs, values):
+            self.control.storage.put(key, body)
+            self._created[key] = Stored.of(key, body)
 
     def write(
         self,
@@ -193,7 +157,7 @@ class Ingestion:
         return [self._written[number] for number in range(len(pieces))]
 
     def finish(self, specs: Sequence[ArraySpec], info: Mapping[str, Any], **attributes: Any) -> dict[str, Any]:
-        """Write manifest and quality table, then the group, so that the survey opens; returns its description.
+        """Write quality table and manifest, then the group, so that the survey opens; returns its description.
 
         Args:
             specs: Every array.
@@ -204,15 +168,18 @@ class Ingestion:
             DataError: a source changed while it was read.
         """
         _require_unchanged(self._sources)
-        self.control.put(MANIFEST, parquet_bytes(self._table(sorted(self._written))))
         faults = [*self._faults, *(fault for number in sorted(self._written) for fault in self._written[number].faults)]
-        self.control.put(QUALITY, parquet_bytes(_fault_table(faults)))
+        self.control.put(QUALITY, parquet_bytes(fault_table(faults)))
         described = {**info, "faults": _counts(faults)}
+        group = group_metadata(specs, {**attributes, "geobatch": described})
+        whole = {**self._created, **self._control_objects(), "zarr.json": Stored.of("zarr.json", group)}
+        told = Written(tuple(whole[key] for key in sorted(whole)))
+        manifest = parquet_bytes(receipt_table({WHOLE: told, **self._written}))
+        self.control.put(MANIFEST, manifest)
+        self.control.put(MANIFEST_SUM, manifest_sum(manifest))
         self.control.require()
-        finish_group(self.url, specs, {**attributes, "geobatch": described})
-        for key, _ in list(self.control.storage.list("_geobatch/")):
-            if key.count("/") > 1:
-                self.control.delete(key)
+        self.control.storage.put("zarr.json", group)
+        tidy(self.control)
         return described
 
     def digests(self) -> list[str]:
@@ -223,10 +190,11 @@ class Ingestion:
         """What the receipts prove of pieces all of whose objects are stored at the size they say."""
         found: dict[int, Written] = {}
         for key in [MANIFEST, *(key for key, _ in self.control.storage.list(BATCHES))]:
-            table = _read_table(self.control, key)
+            table = read_table(self.control, key)
             if len(table) and self.control.lease:
                 self.control.lease.outrank(int(table["fence"].to_numpy().max()))
-            found |= {row["piece"]: _written(row) for row in table.to_pylist()}
+            found |= written_by_piece(table)
+        found.pop(WHOLE, None)
         arrays = {stored.key.partition("/")[0] for written in found.values() for stored in written.objects}
         sizes = {key: size for array in arrays for key, size in self.control.storage.list(f"{array}/c")}
         return {
@@ -235,27 +203,21 @@ class Ingestion:
             if all(sizes.get(stored.key) == stored.size for stored in written.objects)
         }
 
+    def _control_objects(self) -> dict[str, Stored]:
+        """What decided the survey, and what was wrong with its sources, as stored."""
+        own = (LEASE, MANIFEST, MANIFEST_SUM)
+        keys = [key for key, _ in self.control.storage.list("_geobatch/") if key.count("/") == 1 and key not in own]
+        return {key: Stored.of(key, self.control.storage.get(key)) for key in keys}
+
     def _flush(self) -> None:
         self._flushed_at = time.monotonic()
         if not self._pending:
             return
         self._sequence += 1
         name = f"{BATCHES}/{batch_name(self.control.fence, self._sequence)}"
-        self.control.put_new(name, parquet_bytes(self._table(self._pending)))
+        pending = {number: self._written[number] for number in self._pending}
+        self.control.put_new(name, parquet_bytes(receipt_table(pending, self.control.fence)))
         self._pending = []
-
-    def _table(self, numbers: Sequence[int]) -> pa.Table:
-        rows = [
-            {
-                "piece": number,
-                "fence": self.control.fence,
-                "objects": [vars(stored) for stored in self._written[number].objects],
-                "faults": [vars(fault) for fault in self._written[number].faults],
-                "figures": json.dumps(self._written[number].figures),
-            }
-            for number in numbers
-        ]
-        return pa.Table.from_pylist(rows, schema=_RECEIPTS)
 
 
 @contextlib.contextmanager
@@ -287,6 +249,8 @@ def ingesting(
         begun = control.get_json(DECISIVE)
         same = begun is not None and begun == _canonical(decisive)
         if done is not None and same:
+            # A run that was killed after its last write left what it worked with.
+            tidy(control)
             yield Ingestion(control, done, True, sources)
             return
         if not same:
@@ -312,40 +276,7 @@ def store_shard(url: str, spec: ArraySpec, index: Index, data: npt.NDArray[Any])
     encoded = encode_shard(spec, np.ascontiguousarray(data))
     key = shard_key(spec, index)
     open_storage(url).put(key, encoded)
-    return Stored(key, len(encoded), hashlib.sha256(encoded).digest())
-
-
-def read_quality(url: str) -> list[Fault]:
-    """The quality table of an ingested survey: what was wrong with its sources, and what became of it.
-
-    Raises:
-        NotFoundError: no ingest finished there.
-    """
-    table = read_receipts(open_storage(url).get(QUALITY), f"{url}/{QUALITY}")
-    return [Fault(**row) for row in table.to_pylist()]
-
-
-def is_ingested(url: str) -> bool:
-    """True when an ingest that keeps receipts wrote the survey there."""
-    return open_storage(url).exists(DECISIVE)
-
-
-def verify_ingested(url: str, *, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Verification:
-    """Read every shard of an ingested survey and compare size and SHA-256 with its manifest.
-
-    Raises:
-        NotFoundError: no ingest finished there.
-        IntegrityError: its manifest does not read.
-    """
-    control = Control(url)
-    if not control.storage.exists(MANIFEST):
-        raise NotFoundError("no finished ingest there", where=url, remedy="Run geobatch ingest again: it goes on.")
-    entries: list[Entry] = [
-        (row["piece"], stored["key"], stored["size"], stored["sha256"])
-        for row in _read_table(control, MANIFEST).to_pylist()
-        for stored in row["objects"]
-    ]
-    return check_objects(control.url, entries, on_progress)
+    return Stored.of(key, encoded)
 
 
 def _remember(
@@ -367,17 +298,20 @@ def _remember(
 
 
 def _refuse_other(url: str, decisive: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """The description of the complete survey that is there already, None when none is.
+    """The description of the complete survey that is there already, None when none is or a part of it is to be redone.
 
     Only a complete group opens, so only that is worth protecting; what was left unfinished is written again.
     """
     storage = open_storage(url)
     if not storage.exists("zarr.json"):
         return None
-    info = json.loads(storage.get("zarr.json")).get("attributes", {}).get("geobatch", {})
+    try:
+        info = json.loads(storage.get("zarr.json")).get("attributes", {}).get("geobatch", {})
+    except ValueError:
+        info = {}
     control = Control(url)
     if control.get_json(DECISIVE) == _canonical(decisive):
-        return dict(info)
+        return dict(info) if info and storage.exists(MANIFEST_SUM) else None
     if not overwrite:
         raise UsageError(
             "a survey is there already", where=url, remedy="Give another output, or --overwrite to replace it."
@@ -425,20 +359,3 @@ def _counts(faults: Sequence[Fault]) -> dict[str, int]:
         name = f"{fault.what}s {fault.action}"
         counts[name] = counts.get(name, 0) + 1
     return counts
-
-
-def _fault_table(faults: Sequence[Fault]) -> pa.Table:
-    return pa.Table.from_pylist([vars(fault) for fault in faults], schema=pa.schema(list(_FAULT)))
-
-
-def _written(row: dict[str, Any]) -> Written:
-    return Written(
-        tuple(Stored(**stored) for stored in row["objects"]),
-        tuple(Fault(**fault) for fault in row["faults"]),
-        json.loads(row["figures"]),
-    )
-
-
-def _read_table(control: Control, key: str) -> pa.Table:
-    body = control.get(key)
-    return _RECEIPTS.empty_table() if body is None else read_receipts(body, f"{control.url}/{key}").cast(_RECEIPTS)

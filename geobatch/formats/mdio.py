@@ -21,13 +21,15 @@ import zarr.storage
 
 from geobatch.errors import FormatError, NotFoundError, UsageError
 from geobatch.fanout import in_order, open_fanout
+from geobatch.formats.mdio_headers import NAME, encode_headers, header_metadata
 from geobatch.shards import ArraySpec, create_arrays, encode_shard, finish_group, shard_indices, shard_key, shard_region
 from geobatch.storage import absolute_url, open_storage, zarr_store
 from geobatch.survey import COMPLETE, SCHEMA, mask_dead, open_survey, require_complete, survey_info
 
 API_VERSION = "1.1.3"
 # Raw headers have a type of many fields, which nothing in a survey reads.
-LEFT_OUT = ("headers", "raw_headers", "segy_file_header")
+HEADERS = "trace_header"
+LEFT_OUT = (NAME, "raw_headers", "segy_file_header")
 VERTICAL = {"time": ("time", "ms", "two-way time"), "depth": ("depth", "m", "depth")}
 KINDS = {
     ("inline", "crossline"): "volume",
@@ -142,8 +144,8 @@ def export_mdio(
     """A summary of the MDIO v1 group written to `dst_url` from a survey of kind `volume` or `gathers`.
 
     It holds the samples in float32 with NaN on dead and missing traces, the axes, `cdp_x`, `cdp_y` and `trace_mask`, in
-    shards as geobatch writes them, but no trace headers. The group is the last write; an export that was killed is
-    begun anew.
+    shards as geobatch writes them, and the `headers` of traces where the survey has them. The group is the last write;
+    an export that was killed is begun anew.
 
     Args:
         src_survey_url: The survey.
@@ -172,6 +174,9 @@ def export_mdio(
     spec = _spec(volume, info)
     small, values = _small(dataset, info, spec)
     create_arrays(dst_url, [spec, *small], values)
+    records = {NAME: header_metadata(spec.dims[:-1], spec.shape[:-1], spec.shards[:-1])} if HEADERS in dataset else {}
+    for name, metadata in records.items():
+        storage.put(f"{name}/zarr.json", json.dumps(metadata, indent=2).encode())
     indices = list(shard_indices(spec))
     done = 0
 
@@ -194,14 +199,16 @@ def export_mdio(
         "name": name,
         "attributes": {**about, "defaultVariableName": spec.name},
     }
-    finish_group(dst_url, [spec, *small], attributes)
+    finish_group(dst_url, [spec, *small], attributes, records)
     return {"url": dst_url, "variable": spec.name, "shape": list(spec.shape), "shards": len(sizes), "bytes": sum(sizes)}
 
 
 def _copy(index: tuple[int, ...], src_url: str, dst_url: str, spec: ArraySpec) -> int:
-    """Write one shard; its size in bytes."""
+    """Write one shard, the first of a column with its headers; its size in bytes."""
     dataset = open_survey(src_url)
     part = dataset[spec.name][shard_region(spec, index)]
+    if HEADERS in dataset and index[-1] == 0:
+        _copy_headers(index[:-1], dataset, dst_url, spec)
     live = dataset["live_mask"][tuple(shard_region(spec, index)[:-1])] if "live_mask" in dataset else None
     part = part.load().reset_coords(drop=True)
     if live is not None:
@@ -209,6 +216,14 @@ def _copy(index: tuple[int, ...], src_url: str, dst_url: str, spec: ArraySpec) -
     encoded = encode_shard(spec, np.ascontiguousarray(part.values.astype(np.float32)))
     open_storage(dst_url).put(shard_key(spec, index), encoded)
     return len(encoded)
+
+
+def _copy_headers(index: tuple[int, ...], dataset: xr.Dataset, dst_url: str, spec: ArraySpec) -> None:
+    """Write the chunk of trace headers above a column of shards."""
+    raw = dataset[HEADERS][shard_region(spec, (*index, 0))[:-1]].values
+    byte_order = ">" if survey_info(dataset)["source"]["byte_order"] == "big" else "<"
+    key = "/".join([NAME, "c", *map(str, index)])
+    open_storage(dst_url).put(key, encode_headers(raw, byte_order, spec.shards[:-1]))
 
 
 def _spec(volume: xr.DataArray, info: dict[str, Any]) -> ArraySpec:

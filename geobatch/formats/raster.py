@@ -22,6 +22,7 @@ from geobatch.fanout import open_fanout
 from geobatch.formats.ingestion import Fault, Ingestion, Written, ingesting, store_shard
 from geobatch.formats.lazy import Inspected, Key, enclosing, lazy_array, small_variables
 from geobatch.formats.raster_grid import Mosaic, make_mosaic, parse_crs
+from geobatch.formats.raster_nodata import useless_faults
 from geobatch.formats.raster_read import Cells, Overlap, read_cells
 from geobatch.formats.raster_source import BLOCK_BYTES, GDAL_CACHE_BYTES, Tile
 from geobatch.formats.raster_spec import Options
@@ -94,6 +95,7 @@ def ingest_source(src_url: str, dst_url: str, options: Options, run: IngestRun) 
         tiles, faults = scan_tiles(sources, fanout, work)
         work.report(faults)
         mosaic = grid_of(tiles, options, src_url)
+        work.report(useless_faults(mosaic))
         variable = options.variable
         told = describe_values(mosaic, variable, options.units)
         target = Target(dst_url, *raster_specs(mosaic, variable, told, options.chunk, options.shard))

@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from geobatch.errors import DataError, MismatchError, NotFoundError
+from geobatch.errors import DataError, FormatError, MismatchError, NotFoundError
 from geobatch.fanout import open_fanout
 from geobatch.formats.libraries import need
 from geobatch.formats.raster_grid import Affine6, Mosaic, parse_crs
 from geobatch.formats.raster_read import TOLERANCE_CELLS, read_cells
 from geobatch.formats.raster_tiles import find_sources, scan_tiles
-from geobatch.storage import absolute_url
+from geobatch.storage import absolute_url, join_url, open_storage
 from geobatch.survey import INVALID_CLASS, open_survey, survey_info
 
 Classes = npt.NDArray[np.uint8]
@@ -36,6 +37,13 @@ class Grid:
     height: int
     width: int
 
+    @classmethod
+    def of(cls, info: Mapping[str, Any], shape: Sequence[int], what: str) -> Self:
+        """The grid of a survey of rows and columns, by its description."""
+        if info.get("transform") is None:
+            raise MismatchError(f"{what} has no raster grid", measured=f"kind {info.get('kind')}", limit="kind raster")
+        return cls(info.get("crs") or "", tuple(info["transform"]), *shape)
+
 
 def align_labels(
     labels: str | xr.Dataset, survey: xr.Dataset, resampling: Literal["nearest", "mode"] = "nearest"
@@ -52,24 +60,12 @@ def align_labels(
     Raises:
         MismatchError: one of them names no CRS, or the labels have several bands, are no integers, or lie elsewhere.
         DataError: on computing: a label is above 254.
+        FormatError: a file of the labels does not read, on computing also a block of one.
     """
     import dask.array as da
 
-    target = _grid(survey_info(survey), "survey")
-    _require_crs(target, "survey")
-    opened = _open(labels) if isinstance(labels, str) else labels
-    if isinstance(opened, Mosaic):
-        read: Any = functools.partial(_from_files, mosaic=_onto(opened, target, resampling))
-        source = Grid(opened.crs, opened.transform, opened.height, opened.width)
-        flags: dict[str, Any] = {}
-    else:
-        info = survey_info(opened)
-        source = _grid(info, "labels")
-        read = functools.partial(_from_survey, labels=opened, source=source, target=target, resampling=resampling)
-        name = info.get("variable", "class_map")
-        flags = {key: value for key, value in opened[name].attrs.items() if key.startswith("flag_")}
-    _require_crs(source, "labels")
-    _refuse_elsewhere(source, target)
+    target = Grid.of(survey_info(survey), _sides(survey), "survey")
+    read, flags = label_reader(labels, target, resampling)
     sides = [
         tuple(min(BLOCK_SIDE, length - first) for first in range(0, length, BLOCK_SIDE))
         for length in (target.height, target.width)
@@ -85,6 +81,41 @@ def align_labels(
     return xr.DataArray(data, coords, ("y", "x"), name="class_map", attrs=told)
 
 
+def label_reader(
+    labels: str | xr.Dataset, target: Grid, resampling: Literal["nearest", "mode"]
+) -> tuple[Callable[[slice, slice], Classes], dict[str, Any]]:
+    """What reads the classes of rows and columns of `target`, 255 where there is none, and the flags of the labels.
+
+    Raises:
+        MismatchError, DataError: as `align_labels`.
+        FormatError: a file of the labels does not read.
+    """
+    _require_crs(target, "survey")
+    opened = _open(labels) if isinstance(labels, str) else labels
+    flags: dict[str, Any] = {}
+    read: Callable[[slice, slice], Classes]
+    if isinstance(opened, Mosaic):
+        read = functools.partial(_from_files, mosaic=_onto(opened, target, resampling))
+        source = Grid(opened.crs, opened.transform, opened.height, opened.width)
+    else:
+        info = survey_info(opened)
+        source = Grid.of(info, _sides(opened), "labels")
+        read = functools.partial(_from_survey, labels=opened, source=source, target=target, resampling=resampling)
+        name = info.get("variable", "class_map")
+        flags = {key: value for key, value in opened[name].attrs.items() if key.startswith("flag_")}
+    _require_crs(source, "labels")
+    _refuse_elsewhere(source, target)
+    return read, flags
+
+
+def label_files(url: str) -> list[str]:
+    """The files that tell when the labels at a URL change: the group of a survey, or every raster file."""
+    url = absolute_url(url)
+    if open_storage(url).exists("zarr.json"):
+        return [join_url(url, "zarr.json")]
+    return [source.url for source in find_sources(url, None)]
+
+
 def _open(url: str) -> Mosaic | xr.Dataset:
     """The labels at a URL: a survey when one is there, else raster files."""
     from geobatch.formats.raster import Options, grid_of
@@ -95,14 +126,19 @@ def _open(url: str) -> Mosaic | xr.Dataset:
     except NotFoundError:
         sources = find_sources(url, None)
     with open_fanout(small=sum(source.size_bytes for source in sources) <= SMALL_BYTES) as fanout:
-        tiles, _ = scan_tiles(sources, fanout, None)
+        tiles, faults = scan_tiles(sources, fanout, None)
+    if faults:
+        raise FormatError(
+            "a file of labels does not read",
+            where=faults[0].where,
+            measured=faults[0].fault,
+            remedy="Copy it again from where it came, or take it out of the folder.",
+        )
     return grid_of(tiles, Options(), url)
 
 
-def _grid(info: dict[str, Any], what: str) -> Grid:
-    if "transform" not in info:
-        raise MismatchError(f"{what} has no raster grid", measured=f"kind {info.get('kind')}", limit="kind raster")
-    return Grid(info.get("crs") or "", tuple(info["transform"]), *info["shape"][1:])
+def _sides(survey: xr.Dataset) -> tuple[int, int]:
+    return survey.sizes.get("y", 0), survey.sizes.get("x", 0)
 
 
 def _onto(mosaic: Mosaic, target: Grid, resampling: Literal["nearest", "mode"]) -> Mosaic:
@@ -123,6 +159,13 @@ def _onto(mosaic: Mosaic, target: Grid, resampling: Literal["nearest", "mode"]) 
 
 def _from_files(rows: slice, columns: slice, mosaic: Mosaic) -> Classes:
     cells = read_cells(mosaic, rows, columns, "first")
+    if cells.faults:
+        raise FormatError(
+            "a block of the labels does not read",
+            where=cells.faults[0].where,
+            measured=cells.faults[0].fault,
+            remedy="Copy the file again from where it came.",
+        )
     return _as_classes(cells.values[0], cells.valid[0])
 
 
@@ -184,7 +227,7 @@ def _as_classes(values: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> Class
             "label is no class number",
             measured=f"{held.min()} to {held.max()}",
             limit=f"0 to {INVALID_CLASS - 1}",
-            remedy="Number the classes anew, or give the number that means no label with --set nodata=….",
+            remedy="Number the classes anew, or ingest it with --set nodata=… where one number means no label.",
         )
     return np.where(valid, values, INVALID_CLASS).astype(np.uint8)
 

@@ -101,7 +101,7 @@ def _with_bands(mosaic: Mosaic, bands: slice) -> Mosaic:
     """The mosaic of some of its bands."""
     if bands == slice(None):
         return mosaic
-    per_band = ("bands", "names", "units", "nodata", "scales", "offsets")
+    per_band = ("bands", "names", "units", "nodata", "scales", "offsets", "unheld")
     tiles = [
         dataclasses.replace(tile, **{name: getattr(tile, name)[bands] for name in per_band}) for tile in mosaic.tiles
     ]
@@ -143,8 +143,8 @@ def _read_part(mosaic: Mosaic, number: int, rows: slice, columns: slice) -> Cell
         if mosaic.resampling is None:
             top, _, left, _ = (int(edge) for edge in mosaic.windows[number])
             own = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
-            missing = opened.fetch(own, tile.bands)
-            raw, mask, faults = _read_whole(opened, opened.dataset, tile, own, tile.block)
+            missing, torn = opened.fetch(own, tile.bands)
+            raw, mask, faults = _read_whole(opened, opened.dataset, tile, own, tile.block, torn)
             if unmarked and missing:
                 # GDAL reads them as zeros.
                 for part in missing:
@@ -165,10 +165,15 @@ def _read_part(mosaic: Mosaic, number: int, rows: slice, columns: slice) -> Cell
 
 
 def _read_whole(
-    opened: OpenRaster, dataset: Any, tile: Tile, window: tuple[slice, slice], block: tuple[int, int] | None
+    opened: OpenRaster,
+    dataset: Any,
+    tile: Tile,
+    window: tuple[slice, slice],
+    block: tuple[int, int] | None,
+    torn: Sequence[tuple[slice, slice]] = (),
 ) -> tuple[Array, Mask, list[Fault]]:
-    """Numbers and mask of a window; where it does not read, of every part of it that does."""
-    found = _read(opened, dataset, tile, window)
+    """Numbers and mask of a window; where it does not read or is torn, of every part of it that does and is not."""
+    found = None if torn else _read(opened, dataset, tile, window)
     if found is not None:
         return *found, []
     shape = (len(tile.bands), *(part.stop - part.start for part in window))
@@ -176,7 +181,7 @@ def _read_whole(
     raw, mask = np.full(shape, invalid_number(dtype, tile.nodata[0]), dtype), np.zeros(shape, np.bool_)
     bad = []
     for part in cut_at_blocks(window, block or (SMALLEST_SIDE, SMALLEST_SIDE)):
-        found = _read(opened, dataset, tile, part)
+        found = None if part in torn else _read(opened, dataset, tile, part)
         if found is None:
             bad.append(part)
             continue

@@ -11,17 +11,20 @@ import itertools
 import math
 import uuid
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from geobatch.errors import DataError, FormatError, GeobatchError, GeometryError
+from geobatch.errors import DataError, FormatError, GeobatchError
 from geobatch.formats.libraries import need
-from geobatch.formats.raster_ranges import RangedFile, Ranges
+from geobatch.formats.raster_ranges import READERS, RangedFile, Ranges
 from geobatch.storage import open_storage, split_url
 
 # A block is decoded whole: larger ones would make memory depend on how the file was written.
 BLOCK_BYTES = 128 * 2**20
+INFLATED_BYTES = 2**20
 # Holds one block of every band: GDAL would decode it anew for each band.
 GDAL_CACHE_BYTES = BLOCK_BYTES + 16 * 2**20
 # An offset and a byte count, the least that a TIFF holds for each of its blocks.
@@ -79,6 +82,7 @@ class Tile:
         block: Rows and columns of the file's own unit of reading.
         tags: What else the file says of itself.
         nodata_given: `nodata` is the user's and replaces the file's own.
+        unheld: What the file names as nodata per band and its type cannot hold, so that it marks nothing; else None.
     """
 
     source: Source
@@ -98,6 +102,7 @@ class Tile:
     block: tuple[int, int]
     tags: dict[str, str] = field(default_factory=dict)
     nodata_given: bool = False
+    unheld: tuple[float | None, ...] = ()
 
     @property
     def scaled(self) -> bool:
@@ -121,20 +126,41 @@ class OpenRaster:
         if self._failures:
             raise self._failures[0]
 
-    def fetch(self, window: tuple[slice, slice], bands: Sequence[int]) -> list[tuple[slice, slice]]:
-        """Read ahead the blocks of a TIFF that a window needs; returns its parts whose blocks are not in the file.
+    def fetch(
+        self, window: tuple[slice, slice], bands: Sequence[int]
+    ) -> tuple[list[tuple[slice, slice]], list[tuple[slice, slice]]]:
+        """Read ahead the blocks of a TIFF under a window; returns its parts that are not in the file, and torn ones.
 
-        Where blocks lie GDAL tells by its metadata domain TIFF. A block that is not there it reads as nodata, or as 0.
+        Where blocks lie GDAL tells by its metadata domain TIFF. A block that is not there it reads as nodata, or as 0;
+        a damaged deflate stream it may read without a word (decision 14).
         """
-        spans, missing = [], []
+        found, missing = [], []
         for part, span in self._blocks(window, bands):
             if span is None:
                 missing.append(part)
             else:
-                spans.append(span)
-        self._ranges.fetch(spans)
+                found.append((part, span))
+        self._ranges.fetch([span for _, span in found])
         self.require_storage()
-        return missing
+        if getattr(self.dataset.compression, "name", "") != "deflate":
+            return missing, []
+        with ThreadPoolExecutor(READERS) as readers:
+            whole = list(readers.map(self._inflates, (span for _, span in found)))
+        self.require_storage()
+        return missing, [part for (part, _), sound in zip(found, whole, strict=True) if not sound]
+
+    def _inflates(self, span: tuple[int, int]) -> bool:
+        """True when a block is a whole zlib stream whose Adler-32 holds."""
+        body, stream, seen = self._ranges.read(span[0], span[1] - span[0]), zlib.decompressobj(), 0
+        try:
+            while seen <= BLOCK_BYTES:
+                part = stream.decompress(body, INFLATED_BYTES)
+                body, seen = stream.unconsumed_tail, seen + len(part)
+                if stream.eof or not (part or body):
+                    return stream.eof
+        except zlib.error:
+            return False
+        return True
 
     def missing(self, bands: Sequence[int]) -> int:
         """How many blocks of the whole TIFF are not in it."""
@@ -232,31 +258,6 @@ def open_raster(source: Source) -> Iterator[OpenRaster]:
             yield opened
 
 
-def read_tile(source: Source) -> Tile:
-    """The header of the file.
-
-    Raises:
-        FormatError: it is no raster file, a damaged one, or holds complex numbers.
-        GeometryError: it is placed by control points, not by a transform.
-    """
-    with open_raster(source) as opened:
-        try:
-            tile = _described(opened.dataset, source)
-        except gdal_errors() as error:
-            opened.require_storage()
-            raise damaged(source.url, error) from error
-        opened.require_storage()
-    if "complex" in tile.dtype:
-        raise FormatError(
-            "raster of complex numbers",
-            where=source.url,
-            measured=tile.dtype,
-            limit="integers or floats",
-            remedy="Write amplitude and phase as two bands.",
-        )
-    return tile
-
-
 def gdal_errors() -> tuple[type[Exception], ...]:
     """What rasterio raises for what GDAL tells; some of it comes through as GDAL's own."""
     from rasterio._err import CPLE_BaseError
@@ -275,58 +276,6 @@ def damaged(where: str, error: Exception) -> FormatError:
         limit="a whole TIFF or PNG",
         remedy="Copy it again from where it came; gdalinfo tells more.",
     )
-
-
-def _described(dataset: Any, source: Source) -> Tile:
-    from rasterio.enums import ColorInterp, MaskFlags
-
-    interpretations = dataset.colorinterp
-    bands = tuple(number for number in dataset.indexes if interpretations[number - 1] != ColorInterp.alpha)
-    if not bands:
-        raise FormatError("raster has no band of values", where=source.url, measured="an alpha band alone")
-    picked = [number - 1 for number in bands]
-    if dataset.gcps[0] and dataset.transform.is_identity:
-        raise GeometryError(
-            "raster is placed by control points, not by a transform",
-            where=source.url,
-            measured=f"{len(dataset.gcps[0])} control points",
-            remedy="Warp it first: gdalwarp -tps -t_srs … in.tif out.tif.",
-        )
-    # Each is made anew for all bands whenever it is asked for.
-    per_band = {
-        name: getattr(dataset, name)
-        for name in ("descriptions", "units", "nodatavals", "scales", "offsets", "mask_flag_enums")
-    }
-    of = {name: [values[number] for number in picked] for name, values in per_band.items()}
-    return Tile(
-        source=source,
-        width=dataset.width,
-        height=dataset.height,
-        dtype=dataset.dtypes[picked[0]],
-        crs=dataset.crs.to_wkt() if dataset.crs else "",
-        transform=tuple(dataset.transform)[:6],
-        bands=bands,
-        names=tuple(name or "" for name in of["descriptions"]),
-        units=tuple(unit or "" for unit in of["units"]),
-        nodata=tuple(of["nodatavals"]),
-        scales=tuple(of["scales"]),
-        offsets=tuple(of["offsets"]),
-        masked=any(MaskFlags.per_dataset in flags for flags in of["mask_flag_enums"]),
-        palette=_palette(dataset, bands),
-        block=dataset.block_shapes[picked[0]],
-        tags={str(key): str(value) for key, value in dataset.tags().items()},
-    )
-
-
-def _palette(dataset: Any, bands: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """The colour table of a raster with one band, without entries that say nothing (black, as writers fill up)."""
-    if len(bands) != 1:
-        return ()
-    try:
-        table = dataset.colormap(bands[0])
-    except ValueError:
-        return ()
-    return tuple((value, *colour[:3]) for value, colour in sorted(table.items()) if any(colour[:3]))
 
 
 def _refuse_impossible(dataset: Any, source: Source) -> None:

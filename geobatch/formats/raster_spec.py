@@ -19,7 +19,7 @@ class Options(IngestOptions):
     Attributes:
         quantity: What the values are, such as `elevation`, which is then the variable's name too.
         units: Unit of the values; from the file when not given.
-        nodata: Number that marks invalid cells, in place of what the files say.
+        nodata: Number that marks invalid cells, in place of what the files say; also where theirs cannot occur.
         transform: `[a, b, c, d, e, f]`, x = a column + b row + c and y = d column + e row + f, for files without one.
         to_crs: Warp onto a grid in this CRS.
         resolution: Resample onto cells of this size, one number or `[x, y]`, in units of the CRS.

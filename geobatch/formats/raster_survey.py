@@ -15,22 +15,20 @@ import xarray as xr
 from geobatch.errors import MismatchError
 from geobatch.formats.libraries import need
 from geobatch.formats.raster_grid import Mosaic, parse_crs
+from geobatch.formats.raster_nodata import suspected, useless_nodata
 from geobatch.formats.raster_read import common_nodata, invalid_number
-from geobatch.formats.raster_source import Source, Tile
+from geobatch.formats.raster_source import Source
 from geobatch.formats.raster_spec import Options, Size2
 from geobatch.moments import PartialMoments, figures, merge_moments
 from geobatch.shards import ArraySpec, clip_grid
 from geobatch.survey import COMPLETE, SCHEMA, survey_info
 
 # Version of everything in the raster reader that decides a cell: decoding, validity, precedence, warping.
-NUMERICAL_VERSION = 1
+NUMERICAL_VERSION = 2
 RASTER_AXES = ("band", "y", "x")
 GRID_MAPPING = "spatial_ref"
 MANY_INVALID = 0.5
 # Numbers that mark missing cells by custom. The extremes of 8-bit types are ordinary colours.
-SENTINELS = (-9999.0, -99999.0, -32768.0, -32767.0, 32767.0, 65535.0, -2147483648.0, 1e20)
-FLOAT_EXTREME = 3.4e38
-SUSPECT_SHARE = 1e-4
 TAGS_BYTES = 8192
 TOLD_SOURCES = 100
 
@@ -182,14 +180,14 @@ def warnings_of(mosaic: Mosaic, merged: Mapping[str, Any], faults: int) -> list[
             found.append(f"band {number}: no cell is valid")
         elif band["invalid"] > MANY_INVALID * cells:
             found.append(f"band {number}: {band['invalid'] / cells:.1%} of the cells are invalid")
-        found += [f"band {number}: {sentence}" for sentence in _sentinels(mosaic, number - 1, band, cells)]
+        found += [f"band {number}: {sentence}" for sentence in suspected(mosaic, number - 1, band, cells)]
     if merged["differing"]:
         found.append(
             f"tiles overlap with different values in {merged['differing']} of {merged['overlap']} shared cells"
         )
     if not mosaic.crs:
         found.append("no CRS: nothing tells where on Earth it lies; --set crs=EPSG:… names it")
-    found += _useless_nodata(mosaic)
+    found += useless_nodata(mosaic)
     if len({tile.dtype for tile in mosaic.tiles}) > 1:
         found.append(f"tiles have different types, stored as {mosaic.dtype}")
     if np.dtype(mosaic.dtype).kind == "f" and merged["hidden"]:
@@ -319,49 +317,3 @@ def _numbers(moments: Sequence[Any]) -> tuple[Any, ...]:
     """Moments from JSON, where what was never reached is None."""
     count, mean, squares, low, high = moments
     return count, mean, squares, math.inf if low is None else low, -math.inf if high is None else high
-
-
-def _sentinels(mosaic: Mosaic, index: int, band: Mapping[str, Any], cells: int) -> list[str]:
-    """Numbers at the end of the range that mark missing cells by custom, and are not declared as nodata."""
-    if all(tile.nodata[index] is not None and not _useless(tile, index) for tile in mosaic.tiles):
-        return []
-    found = []
-    small = all(np.dtype(tile.dtype).itemsize == 1 for tile in mosaic.tiles)
-    for text, count in band["extremes"].items():
-        value = float(text)
-        at_end = value in (band["moments"].minimum, band["moments"].maximum)
-        known = not small and (value in SENTINELS or abs(value) > FLOAT_EXTREME)
-        wrapped = any(tile.nodata[index] is not None and value == _wrapped(tile, index) for tile in mosaic.tiles)
-        if at_end and (known or wrapped) and count >= SUSPECT_SHARE * cells:
-            found.append(
-                f"{value:g} stands in {count / cells:.1%} of the cells and is not declared as nodata;"
-                f" --set nodata={value:g} makes them invalid"
-            )
-    return found
-
-
-def _useless(tile: Tile, index: int) -> bool:
-    """True when the declared nodata value cannot occur in the file's type."""
-    nodata, kind = tile.nodata[index], np.dtype(tile.dtype)
-    if nodata is None or kind.kind == "f":
-        return False
-    limits = np.iinfo(kind)
-    return math.isnan(nodata) or not limits.min <= nodata <= limits.max
-
-
-def _useless_nodata(mosaic: Mosaic) -> list[str]:
-    found = {
-        f"nodata {tile.nodata[index]:g} cannot occur in {tile.dtype}: no cell counts as invalid by it"
-        for tile in mosaic.tiles
-        for index in range(mosaic.bands)
-        if _useless(tile, index)
-    }
-    return sorted(found)
-
-
-def _wrapped(tile: Tile, index: int) -> float:
-    """What a writer that casts without looking made of a nodata value that an unsigned type cannot hold, else NaN."""
-    nodata, kind = tile.nodata[index], np.dtype(tile.dtype)
-    if nodata is None or kind.kind != "u" or not math.isfinite(nodata):
-        return math.nan
-    return float(int(nodata) % 2 ** (8 * kind.itemsize))

@@ -12,7 +12,8 @@ from typing import Any
 from geobatch.errors import DataError, FormatError, GeometryError
 from geobatch.fanout import FanOut
 from geobatch.formats.ingestion import Fault, Ingestion
-from geobatch.formats.raster_source import Source, Tile, find_source, read_tile
+from geobatch.formats.raster_header import read_tile
+from geobatch.formats.raster_source import Source, Tile, find_source
 from geobatch.storage import join_url, open_storage, split_url
 
 TILE_SUFFIXES = (".tif", ".tiff")
@@ -88,7 +89,8 @@ def scan_tile(source: Source) -> Tile | Fault:
 
 def tile_dump(tile: Tile) -> dict[str, Any]:
     """A header as JSON; numbers that JSON lacks as words."""
-    return {**dataclasses.asdict(tile), "nodata": [None if value is None else repr(value) for value in tile.nodata]}
+    words = {name: [v if v is None else repr(v) for v in getattr(tile, name)] for name in ("nodata", "unheld")}
+    return {**dataclasses.asdict(tile), **words}
 
 
 def tile_load(document: dict[str, Any]) -> Tile:
@@ -97,7 +99,8 @@ def tile_load(document: dict[str, Any]) -> Tile:
         key: tuple(value) if isinstance(value, list) else value for key, value in document.items()
     }
     values["source"] = Source(**document["source"])
-    values["nodata"] = tuple(None if value is None else float(value) for value in document["nodata"])
+    for name in ("nodata", "unheld"):
+        values[name] = tuple(value if value is None else float(value) for value in document[name])
     values["palette"] = tuple(tuple(colour) for colour in document["palette"])
     return Tile(**values)
 

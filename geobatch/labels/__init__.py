@@ -1,4 +1,4 @@
-"""Interpretations as labels: horizons, fault sticks, polygons and points on the grid of a survey."""
+"""Interpretations as labels: horizons, fault sticks, polygons, points and class rasters on the grid of a survey."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import xarray as xr
 
 from geobatch.fanout import open_fanout
 from geobatch.formats.ingestion import Written, ingesting, store_shard, versions_of
+from geobatch.formats.raster_labels import label_files
 from geobatch.labels import spec
 from geobatch.labels.grid import LabelGrid
-from geobatch.labels.layers import LayerStack
+from geobatch.labels.layers import LayerStack, shape_files
 from geobatch.labels.spec import LabelJob
 from geobatch.shards import ArraySpec, Index, clip_grid, shard_indices, shard_region
-from geobatch.storage import absolute_url
+from geobatch.storage import absolute_url, join_url, split_url
 from geobatch.survey import COMPLETE, INVALID_CLASS, SCHEMA, class_attributes, open_survey, survey_info
 
 NUMERICAL_VERSION = 1
@@ -43,7 +44,7 @@ def paint_labels(job: LabelJob, on_progress: Callable[[int, int], None] = lambda
     info, grid = survey_info(survey), LabelGrid.of(survey, survey_url)
     class_map = _class_map(job, grid)
     indices = list(shard_indices(class_map))
-    urls = sorted({absolute_url(url) for url in _urls(job.model_dump(include={"layers"}))})
+    urls = sorted({absolute_url(url) for layer in job.layers for url in _files(layer)})
     files = list(zip(urls, versions_of(urls), strict=True))
     decisive: dict[str, Any] = {
         "format": "labels",
@@ -126,17 +127,25 @@ def _layers(job_json: str) -> LayerStack:
     return LayerStack.of(job, LabelGrid.of(open_survey(absolute_url(job.survey)), job.survey))
 
 
-def _urls(document: Any) -> Iterator[str]:
-    """Every file that the layers name."""
-    if isinstance(document, dict):
-        for key, value in document.items():
-            if key in ("url", "top", "base", "horizon") and isinstance(value, str):
-                yield value
-            else:
-                yield from _urls(value)
-    elif isinstance(document, list | tuple):
-        for value in document:
-            yield from _urls(value)
+def _files(layer: spec.Layer) -> Iterator[str]:
+    """Every file that a layer reads."""
+    if isinstance(layer, spec.ClassRaster):
+        yield from label_files(layer.url)
+    elif isinstance(layer, spec.Polygons):
+        yield from (join_url(split_url(layer.url)[0], name) for name in shape_files(layer.url))
+        yield from _horizons(layer)
+    elif isinstance(layer, spec.Points | spec.FaultSticks):
+        yield layer.url
+    else:
+        yield from _horizons(layer)
+
+
+def _horizons(layer: spec.Layer) -> Iterator[str]:
+    """The files of the surfaces that bound a layer."""
+    for name in ("top", "base", "horizon"):
+        surface = getattr(layer, name, None)
+        if isinstance(surface, spec.HorizonFile | str):
+            yield surface if isinstance(surface, str) else surface.url
 
 
 __all__ = ["LabelJob", "paint_labels", "spec"]

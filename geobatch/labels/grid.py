@@ -25,12 +25,14 @@ class LabelGrid:
         axes: Coordinate per axis.
         maps: Easting and northing `(inline, crossline)` of a volume, or None: a raster's are its axes.
         crs: Coordinate reference system of the map, or None.
+        transform: Of a raster: affine `(a, b, c, d, e, f)` of cell corners.
     """
 
     dims: tuple[str, ...]
     axes: tuple[npt.NDArray[Any], ...]
     maps: tuple[Floats, Floats] | None
     crs: str | None
+    transform: tuple[float, ...] | None = None
 
     @classmethod
     def of(cls, survey: xr.Dataset, where: str) -> Self:
@@ -51,7 +53,7 @@ class LabelGrid:
                 survey[name].transpose("inline", "crossline").values.astype(np.float64) for name in ("cdp_x", "cdp_y")
             )
             maps = (x, y)
-        return cls(dims, tuple(survey[dim].values for dim in dims), maps, info.get("crs"))
+        return cls(dims, tuple(survey[dim].values for dim in dims), maps, info.get("crs"), info.get("transform"))
 
     @property
     def shape(self) -> tuple[int, ...]:

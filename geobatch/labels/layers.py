@@ -17,6 +17,7 @@ from scipy.spatial import cKDTree
 
 from geobatch.errors import DataError, FormatError, UsageError
 from geobatch.formats.libraries import need
+from geobatch.formats.raster_labels import Grid, label_reader
 from geobatch.labels import spec
 from geobatch.labels.grid import Floats, LabelGrid
 from geobatch.labels.surfaces import Depths, fault_cells
@@ -202,6 +203,21 @@ class _Points:
         return slice(int(inside[0]), int(inside[-1]) + 1) if inside.size else slice(0, 0)
 
 
+class _ClassRaster:
+    def __init__(self, layer: spec.ClassRaster, grid: LabelGrid, numbers: dict[str, int]) -> None:
+        if grid.samples is not None:
+            raise UsageError(f"a layer {layer.layer} is painted on rasters", where=layer.url, measured="a volume")
+        target = Grid.of({"crs": grid.crs, "transform": grid.transform}, grid.shape, "survey")
+        self._read, _ = label_reader(layer.url, target, layer.resampling)
+        self._numbers = np.full(INVALID_CLASS + 1, INVALID_CLASS, np.uint8)
+        for value, label in layer.labels.items():
+            self._numbers[value] = numbers[label]
+
+    def paint(self, region: Region, class_map: Classes) -> None:
+        found = self._numbers[self._read(*region)]
+        np.copyto(class_map, found, where=found != INVALID_CLASS)
+
+
 _PAINTERS: dict[type, Any] = {
     spec.Everywhere: _Everywhere,
     spec.Zone: _Zone,
@@ -209,6 +225,7 @@ _PAINTERS: dict[type, Any] = {
     spec.FaultSticks: _FaultSticks,
     spec.Polygons: _Polygons,
     spec.Points: _Points,
+    spec.ClassRaster: _ClassRaster,
 }
 
 
@@ -234,7 +251,9 @@ class LayerStack:
 
 def _require_volume(grid: LabelGrid, layer: str) -> Floats:
     if grid.samples is None:
-        raise UsageError(f"a layer {layer} is painted on volumes", measured="a raster", limit="polygons or points")
+        raise UsageError(
+            f"a layer {layer} is painted on volumes", measured="a raster", limit="polygons, points or class_raster"
+        )
     return grid.samples
 
 
@@ -253,17 +272,22 @@ def _labels(layer: spec.Polygons | spec.Points, frame: Any, numbers: dict[str, i
     return [numbers[named[str(value)]] if str(value) in named else None for value in frame[layer.attribute]]
 
 
+def shape_files(url: str) -> list[str]:
+    """The names beside each other that make one file of shapes: the parts of a Shapefile, else the file itself."""
+    root, name = split_url(url)
+    if Path(name).suffix.lower() != ".shp":
+        return [name]
+    return [key for key, _ in open_storage(root).list() if "/" not in key and Path(key).stem == Path(name).stem]
+
+
 def _read_shapes(url: str) -> Any:
     """A GeoDataFrame; the parts of a Shapefile are fetched together."""
     geopandas = need("geopandas", "landform")
     root, name = split_url(url)
-    storage = open_storage(root)
-    stem, several = Path(name).stem, Path(name).suffix.lower() == ".shp"
-    names = [key for key, _ in storage.list() if "/" not in key and Path(key).stem == stem] if several else [name]
     try:
         with tempfile.TemporaryDirectory() as folder:
-            for part in names:
-                (Path(folder) / part).write_bytes(storage.get(part))
+            for part in shape_files(url):
+                (Path(folder) / part).write_bytes(open_storage(root).get(part))
             return geopandas.read_file(Path(folder) / name)
     except (ValueError, need("pyogrio.errors", "landform").DataSourceError) as error:
         raise FormatError("no file of shapes", where=url, measured=str(error).splitlines()[0]) from error

@@ -1,10 +1,12 @@
-"""`job: label`: interpretations (horizons, fault sticks, polygons, points) painted onto the grid of a survey."""
+"""`job: label`: interpretations (horizons, fault sticks, polygons, points, classes) painted on the grid of a survey."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from geobatch.survey import INVALID_CLASS
 
 
 class _Frozen(BaseModel):
@@ -145,7 +147,25 @@ class Points(_Frozen):
         return self
 
 
-Layer = Annotated[Everywhere | Zone | Reflector | FaultSticks | Polygons | Points, Field(discriminator="layer")]
+class ClassRaster(_Frozen):
+    """On a raster: cells by the class number of another raster, of any grid and CRS, brought to the survey's.
+
+    Attributes:
+        url: GeoTIFF or PNG files (one, a folder, a list), a raster survey or a label survey; one band of whole numbers
+            from 0 to 254.
+        labels: The class by number; numbers that are not named are left out.
+        resampling: `nearest`, or `mode` for the class that covers most of a cell.
+    """
+
+    layer: Literal["class_raster"]
+    url: str
+    labels: dict[Annotated[int, Field(ge=0, lt=INVALID_CLASS)], str] = Field(min_length=1)
+    resampling: Literal["nearest", "mode"] = "nearest"
+
+
+Layer = Annotated[
+    Everywhere | Zone | Reflector | FaultSticks | Polygons | Points | ClassRaster, Field(discriminator="layer")
+]
 
 
 class LabelJob(_Frozen):
@@ -177,7 +197,7 @@ class LabelJob(_Frozen):
         if len(known) < len(self.classes):
             raise ValueError("two classes have one name")
         for layer in self.layers:
-            named = {*getattr(layer, "labels", {}).values(), layer.label} - {None}
+            named = {*getattr(layer, "labels", {}).values(), getattr(layer, "label", None)} - {None}
             if unknown := named - known:
                 raise ValueError(f"layer {layer.layer} names no class: {', '.join(sorted(map(str, unknown)))}")
         return self

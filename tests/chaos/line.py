@@ -5,9 +5,7 @@
     run.wait().signal == SIGKILL
     line.start(…).wait().summary
 
-Driver and workers are forked by a server that has everything imported, so that a run costs tenths of a second. Each
-writes the points that it passes into one trace: storage operations of the output, before and after, a file's link and
-rename among them, and the stages of a block. A fault names a point by its number or its name.
+Driver and workers are processes as `struck` has them; the stages of a block are points too.
 """
 
 from __future__ import annotations
@@ -15,17 +13,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import importlib
-import itertools
-import multiprocessing
-import multiprocessing.forkserver
 import os
 import queue
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -34,77 +24,22 @@ from typing import Any
 import pyarrow.dataset  # noqa: F401
 import torch
 import torch._dynamo
+from struck import Fault, Orders, Outcome, Run, Trace, forkserver, obeying
 
 import geobatch.score.deployment
 from geobatch import cluster
 from geobatch.errors import GeobatchError, TransientError
-from geobatch.local_s3 import environment
 from geobatch.score import run as scoring
 from geobatch.score.dispatch import Answer
 from geobatch.score.spec import ScoreJob, ScorePlan, ScoreResources
 from geobatch.score.worker import BlockScorer, Task
-from geobatch.storage.files import FileStorage
-from geobatch.storage.s3 import S3Storage
 
-WRITES = ("put", "put_if_absent", "put_if_match", "delete")
-# Each reads whole objects by the one of its two methods that stands below the other.
-OPERATIONS = {FileStorage: ("get", *WRITES), S3Storage: ("read", *WRITES)}
 STAGES = ("adopt", "read", "predict", "write")
 ACTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "score": lambda job, **options: scoring.score(job, **options),
     "repair": lambda job, **options: scoring.repair(job.output, **options),
     "retry": lambda job, **options: scoring.retry(job.output, **options),
 }
-WAIT_S = 120
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Where a process ends or stops.
-
-    Attributes:
-        at: Number of the point, from 1; 0 for none.
-        point: What the point's name begins with; the first such point counts.
-        signal: What strikes it there.
-    """
-
-    at: int = 0
-    point: str = ""
-    signal: int = signal.SIGKILL
-
-    def strikes(self, number: int, point: str) -> bool:
-        """True at the point that is meant."""
-        return number == self.at or (bool(self.point) and point.startswith(self.point))
-
-
-@dataclass(frozen=True)
-class Passed:
-    """A point that a process came by."""
-
-    role: str
-    process_id: int
-    number: int
-    point: str
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended: by its summary, by an error of ours, or by a signal."""
-
-    summary: dict[str, Any] | None = None
-    error: GeobatchError | None = None
-    signal: int = 0
-
-
-@dataclass(frozen=True)
-class Orders:
-    """What a process of a run is told before it begins."""
-
-    output: str
-    trace: str
-    environment: Mapping[str, str]
-    settings: Mapping[str, float]
 
 
 class Line:
@@ -147,7 +82,7 @@ class Line:
             workers: Where workers are struck, in the order in which the pool takes them.
             settings: More of them, for this run.
         """
-        context = _forkserver()
+        context = forkserver()
         parsed = ScoreJob.model_validate({"job": "score", **job})
         trace = self.folder / f"trace-{len(self.runs):04d}"
         orders = Orders(parsed.output, str(trace), self.environment, {**self.settings, **(settings or {})})
@@ -175,65 +110,6 @@ class Line:
             for process in (run.driver, *run.workers):
                 process.kill()
                 process.join()
-
-
-@dataclass
-class Run:
-    """A run on its way: its processes and its trace."""
-
-    driver: Any
-    workers: list[Any]
-    answer: Connection
-    trace: Path
-
-    def wait(self) -> Outcome:
-        """How the driver ended; its workers have ended too, but for those that are stopped."""
-        outcome = self._answer()
-        for worker in self.workers:
-            while worker.is_alive() and not _is_stopped(worker.pid):
-                worker.join(0.005)
-        return outcome
-
-    def passed(self, role: str = "", begins: str = "") -> list[Passed]:
-        """The points that its processes came by, in order."""
-        if not self.trace.exists():
-            return []
-        lines = [line.split(maxsplit=3) for line in self.trace.read_text().splitlines()]
-        points = [Passed(role, int(process_id), int(number), point) for role, process_id, number, point in lines]
-        return [p for p in points if p.role.startswith(role) and p.point.startswith(begins)]
-
-    def predicted(self) -> list[int]:
-        """The blocks whose inference was begun, once for each time."""
-        return [int(passed.point.split()[-1]) for passed in self.passed("worker", "before predict ")]
-
-    def wait_for_stop(self, role: str) -> int:
-        """The id of the first process of that role, once it has stopped itself."""
-        deadline = time.monotonic() + WAIT_S
-        while time.monotonic() < deadline:
-            for passed in self.passed(role):
-                if _is_stopped(passed.process_id):
-                    return passed.process_id
-            time.sleep(0.01)
-        raise TimeoutError(f"no {role} of {self.trace} stopped")
-
-    def resume(self, process_id: int) -> None:
-        """Let a stopped process go on, and wait until it has ended."""
-        os.kill(process_id, signal.SIGCONT)
-        for process in (self.driver, *self.workers):
-            if process.pid == process_id:
-                process.join(WAIT_S)
-                assert not process.is_alive(), f"process {process_id} did not end"
-
-    def _answer(self) -> Outcome:
-        if not self.answer.poll(WAIT_S):
-            raise TimeoutError(f"driver of {self.trace} does not end")
-        try:
-            outcome = self.answer.recv()
-        except EOFError:
-            self.driver.join()
-            return Outcome(signal=-self.driver.exitcode)
-        self.driver.join()
-        return outcome
 
 
 class ProcessPool:
@@ -314,62 +190,14 @@ def _work(end: Connection, orders: Orders, fault: Fault | None) -> None:
 
 @contextlib.contextmanager
 def _obeying(orders: Orders, role: str, fault: Fault | None) -> Iterator[None]:
-    """A context in which the process writes its trace, and is struck by its fault."""
     torch.set_num_threads(1)
-    for name, value in orders.settings.items():
-        module, _, constant = name.rpartition(".")
-        setattr(importlib.import_module(module), constant, value)
-    with environment(dict(orders.environment)):
-        _watch(_Trace(orders.trace, role, fault), orders.output)
+    with obeying(orders, role, fault) as trace:
+        for stage in STAGES:
+            setattr(BlockScorer, stage, _stage(getattr(BlockScorer, stage), trace))
         yield
 
 
-class _Trace:
-    """Writes points, and strikes its own process at one of them."""
-
-    def __init__(self, path: str, role: str, fault: Fault | None) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        self._role, self._fault = role, fault
-        self._numbers, self._lock = itertools.count(1), threading.Lock()
-
-    def passes(self, point: str) -> None:
-        with self._lock:
-            number = next(self._numbers)
-            os.write(self._file, f"{self._role} {os.getpid()} {number} {point}\n".encode())
-            if self._fault and self._fault.strikes(number, point):
-                fault, self._fault = self._fault, None
-                os.kill(os.getpid(), fault.signal)
-
-    @contextlib.contextmanager
-    def around(self, point: str) -> Iterator[None]:
-        self.passes(f"before {point}")
-        yield
-        self.passes(f"after {point}")
-
-
-def _watch(trace: _Trace, output: str) -> None:
-    """Let storage operations on the output, and the stages of blocks, tell the trace."""
-    for kind, names in OPERATIONS.items():
-        for name in names:
-            setattr(kind, name, _storage_operation(getattr(kind, name), trace, output))
-    for stage in STAGES:
-        setattr(BlockScorer, stage, _stage(getattr(BlockScorer, stage), trace))
-    os.link = _file_operation(os.link, trace, output)
-    Path.replace = _file_operation(Path.replace, trace, output)  # type: ignore[method-assign]
-
-
-def _storage_operation(operation: Callable[..., Any], trace: _Trace, output: str) -> Callable[..., Any]:
-    @functools.wraps(operation)
-    def watched(self: FileStorage | S3Storage, key: str, *rest: Any) -> Any:
-        if self.url != output:
-            return operation(self, key, *rest)
-        with trace.around(f"{operation.__name__} {key}"):
-            return operation(self, key, *rest)
-
-    return watched
-
-
-def _stage(stage: Callable[..., Any], trace: _Trace) -> Callable[..., Any]:
+def _stage(stage: Callable[..., Any], trace: Trace) -> Callable[..., Any]:
     @functools.wraps(stage)
     def watched(self: BlockScorer, what: Any) -> Any:
         task = what if isinstance(what, Task) else what.task
@@ -377,37 +205,3 @@ def _stage(stage: Callable[..., Any], trace: _Trace) -> Callable[..., Any]:
             return stage(self, what)
 
     return watched
-
-
-def _file_operation(operation: Callable[..., Any], trace: _Trace, output: str) -> Callable[..., Any]:
-    """A link or a rename; `after` stands in the trace only when it was done."""
-
-    @functools.wraps(operation)
-    def watched(source: Path, target: Path, *rest: Any, **options: Any) -> Any:
-        if not str(target).startswith(output):
-            return operation(source, target, *rest, **options)
-        with trace.around(f"{operation.__name__} {Path(target).relative_to(output)}"):
-            return operation(source, target, *rest, **options)
-
-    return watched
-
-
-@functools.cache
-def _forkserver() -> Any:
-    """The context whose processes are forked from one that has imported all this, and runs no thread of Python."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["line", "pytest"])
-    # The server imports by its environment alone.
-    paths = [str(Path(__file__).parent), str(Path(geobatch.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    # Ray reads as it is imported whether a cluster asks for a token; the token itself it reads when it joins one.
-    with environment({**ONE_THREAD, "PYTHONPATH": os.pathsep.join(paths), "RAY_AUTH_MODE": "token"}):
-        multiprocessing.forkserver.ensure_running()
-    return context
-
-
-def _is_stopped(process_id: int) -> bool:
-    try:
-        state = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state in ("T", "t")

@@ -16,8 +16,9 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from line import Fault, Line, Outcome, Run
+from line import Line
 from scene import ARRAYS, BLOCKS, Scene, shard_key, state
+from struck import Fault, Outcome, Run
 
 from geobatch.errors import IncompleteError
 from geobatch.proof import read_receipts

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from line import Fault, Line, Outcome, Passed, Run
+from line import Line
 from scene import BLOCKS, Scene, durable_blocks, make_scene, shard_key, shards
+from struck import Fault, Outcome, Passed, Run
 
 from geobatch.errors import LeaseError, TransientError
 from geobatch.local_s3 import LocalS3

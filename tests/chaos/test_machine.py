@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
-from line import ACTIONS, Fault
+from line import ACTIONS
 from scene import Scene, in_process
 from sequences import POINT, REGION, Part, Survey, require_clean
+from struck import Fault
 
 from geobatch.errors import IncompleteError
 from geobatch.score.spec import ScoreJob

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import Phase
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
-from line import Line, Outcome, Run
+from line import Line
 from raylets import Cluster, Machine, cluster, kill, wait_until
 from scene import Scene, shards
 from sequences import ABSENT, REGION, Part, Survey, require_clean
+from struck import Outcome, Run
 
 RAYLETS = 2
 REPLICAS = st.integers(1, RAYLETS)
