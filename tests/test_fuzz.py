@@ -37,7 +37,7 @@ def damaged(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
 @pytest.mark.parametrize("target", TARGETS)
 def test_damaged_files_end_in_errors_of_ours(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    seeds = list(TARGETS[target][1](tmp_path))
+    seeds = list(TARGETS[target].seeds(tmp_path))
 
     @settings(max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
     @given(damaged(seeds))

@@ -5,23 +5,25 @@ from __future__ import annotations
 import io
 import math
 import zipfile
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.lib.format
 import numpy.typing as npt
 
 from geobatch.blocks import Region
-from geobatch.errors import FormatError, UsageError
+from geobatch.errors import FormatError, GeobatchError, UsageError
 from geobatch.formats.tables import open_object
 from geobatch.storage import open_storage, split_url
 
 MAGIC = b"\x93NUMPY"
 HEAD_BYTES = 2**16
 READERS = 4
+PIECE_BYTES = 2**18
 RUN_BYTES = 32 * 2**20
 # A gap this small between wanted bytes costs less to read than another request.
 GAP_BYTES = 128 * 2**10
@@ -91,7 +93,7 @@ class NpySource:
 
         indices = list(np.ndindex(*[part.stop - part.start for part in region[:level]]))
         if self.compressed:
-            with _open_member(self.url, self.member) as stream:
+            with zipfile.ZipFile(open_object(self.url)) as archive, archive.open(self.member) as stream:
                 for index in indices:
                     place(index, _stream_range(stream, *run(index), self.url))
             return out
@@ -153,9 +155,11 @@ def open_npz(url: str, member: str | None) -> NpySource:
             if wanted is None:
                 raise UsageError("archive has no such member", where=url, measured=member, limit=", ".join(known))
             info = archive.getinfo(wanted)
-            with archive.open(info) as stream:
+            with open_member(archive, info) as stream:
                 head = stream.read(min(HEAD_BYTES, info.file_size))
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OverflowError) as error:
+    except GeobatchError:
+        raise
+    except Exception as error:  # zipfile and zlib raise many kinds over damaged bytes.
         raise FormatError("archive does not read", where=url, measured=str(error), limit="a .npz of numpy") from error
     where = f"{url}:{wanted}"
     if info.compress_type != zipfile.ZIP_STORED:
@@ -202,16 +206,29 @@ def _source(url: str, member: str, head: bytes, size: int, start: int, compresse
     return NpySource(url, member, start + stream.tell(), compressed, tuple(shape), dtype.str, bool(fortran))
 
 
-def _open_member(url: str, member: str) -> Any:
-    return zipfile.ZipFile(open_object(url)).open(member)
+def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
+    """A member of an archive as a stream that inflates no more at a time than it is asked for.
+
+    Raises:
+        FormatError: it is packed as NumPy packs none; zipfile would unpack those ways without a bound.
+    """
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise FormatError(
+            "member of the archive is packed in a way that NumPy does not know",
+            where=info.filename,
+            measured=f"ZIP method {info.compress_type}",
+            limit="stored or deflated",
+        )
+    return archive.open(info)
 
 
-def _stream_range(stream: Any, start: int, length: int, where: str) -> bytes:
+def _stream_range(stream: IO[bytes], start: int, length: int, where: str) -> bytes:
     """A range of an inflated member: what is before is read in small pieces and dropped."""
     try:
-        stream.seek(start)
+        for _ in _pieces(stream, start - stream.tell()):
+            pass
         body = b"".join(_pieces(stream, length))
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise FormatError("compressed member does not inflate", where=where, measured=str(error)) from error
     if len(body) != length:
         raise FormatError(
@@ -220,9 +237,9 @@ def _stream_range(stream: Any, start: int, length: int, where: str) -> bytes:
     return body
 
 
-def _pieces(stream: Any, length: int) -> Iterator[bytes]:
+def _pieces(stream: IO[bytes], length: int) -> Iterator[bytes]:
     while length > 0:
-        piece = stream.read(min(length, 2**20))
+        piece = stream.read(min(length, PIECE_BYTES))
         if not piece:
             return
         length -= len(piece)

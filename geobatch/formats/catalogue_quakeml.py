@@ -9,6 +9,7 @@ import io
 import math
 import warnings
 import xml.parsers.expat
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ _HEAD = (
 )
 _TAIL = b"</eventParameters></q:quakeml>"
 PIECE_BYTES = 2**16
+MOST_HEAD = 2**20
+# Counted as they begin and as they end.
+MOST_ELEMENTS = 2**20
 KM_PER_M = 1e-3
 
 
@@ -90,6 +94,10 @@ def refuse_entities(url: str) -> None:
     parser.StartElementHandler = started
     with open_object(url) as stream:
         while not root:
+            if stream.tell() > MOST_HEAD:
+                raise FormatError(
+                    "file is no XML", where=url, measured=f"no element in {MOST_HEAD} bytes", limit="QuakeML"
+                )
             piece = stream.read(PIECE_BYTES)
             try:
                 parser.Parse(piece, not piece)
@@ -100,7 +108,7 @@ def refuse_entities(url: str) -> None:
                 raise FormatError("file is no XML", where=url, measured=str(error), limit="QuakeML") from error
     space, _, name = root[0].rpartition(" ")
     if name != "quakeml" or "quakeml" not in space:
-        raise FormatError("XML is no QuakeML", where=url, measured=f"root element {root[0]}", limit="q:quakeml")
+        raise FormatError("XML is no QuakeML", where=url, measured=f"root element {root[0][:80]}", limit="q:quakeml")
 
 
 def _read_event(obspy: Any, etree: Any, element: Any) -> Any:
@@ -108,15 +116,29 @@ def _read_event(obspy: Any, etree: Any, element: Any) -> Any:
     return obspy.read_events(io.BytesIO(_HEAD + etree.tostring(element) + _TAIL), format="QUAKEML")[0]
 
 
-def _elements(etree: Any, stream: Any, url: str, safe: dict[str, bool]) -> Any:
-    """The event elements, each freed after its use."""
-    for _, element in etree.iterparse(stream, events=("end",), tag="{*}event", **safe):
-        if element.getparent() is None or not str(element.getparent().tag).endswith("eventParameters"):
+def _elements(etree: Any, stream: Any, url: str, safe: dict[str, bool]) -> Iterator[Any]:
+    """The event elements, each freed after its use; what stands between them is freed as it is met.
+
+    Raises:
+        FormatError: an event has more elements than any has: all of them would be in memory.
+    """
+    event, count = None, 0
+    for action, element in etree.iterparse(stream, events=("start", "end"), **safe):
+        if event is not None:
+            count += 1
+            if count > MOST_ELEMENTS:
+                raise FormatError("event is too large", where=url, measured=f"{count} elements", limit=MOST_ELEMENTS)
+            if element is not event:
+                continue
+            yield element
+            event = None
+        parent = element.getparent()
+        if parent is None:
             continue
-        yield element
-        element.clear()
-        while element.getprevious() is not None:
-            del element.getparent()[0]
+        if action == "end":
+            parent.remove(element)
+        elif element.tag.endswith("}event") and parent.tag.endswith("}eventParameters"):
+            event, count = element, 0
 
 
 def _row(event: Any) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def _form(dataset: xr.Dataset, array: xr.DataArray, title: str) -> Form:
     """How an array is written: as its files were, or as classes and floats are by custom."""
     info = survey_info(dataset)
     bands = array.shape[0]
-    if title == info.get("variable"):
+    if title == info.get("variable") and "bands" in info:
         told, source = info["bands"], info["source"]
         scaled = any(band["scale"] != 1 or band["offset"] != 0 for band in told)
         nodata = {str(band["nodata"]) for band in told}

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from geobatch.errors import DataError, FormatError, UsageError
+from geobatch.formats.tables import refuse_long_lines
 from geobatch.storage import open_storage, split_url
 
 Floats = npt.NDArray[np.float64]
@@ -68,7 +69,9 @@ def read_table(url: str, columns: Sequence[int], lines: str) -> Floats:
         DataError: it holds no pick.
     """
     root, name = split_url(url)
-    text = open_storage(root).get(name).replace(b",", b" ")
+    text = open_storage(root).get(name)
+    refuse_long_lines(text, url)
+    text = text.replace(b",", b" ")
     try:
         with warnings.catch_warnings():
             # A file of comments alone is refused below, by its count of picks.
@@ -98,13 +101,17 @@ class Horizon:
 
     Raises:
         UsageError: it lies wholly off the survey.
+        DataError: its picks cannot be made a surface of.
     """
 
     def __init__(self, picks: Picks, inline: Floats, crossline: Floats, where: str) -> None:
         position = np.column_stack([_positions(picks.inline, inline), _positions(picks.crossline, crossline)])
-        nearest = np.rint(position).astype(np.int64)
+        with np.errstate(invalid="ignore"):
+            # Numbers beyond every integer become the least, which is on no survey.
+            nearest = np.rint(position).astype(np.int64)
         on_trace = (np.abs(position - nearest) < _ON_GRID).all(axis=1)
         on_trace &= ((nearest >= 0) & (nearest < (inline.size, crossline.size))).all(axis=1)
+        self._where = where
         self._picked = np.full((inline.size, crossline.size), np.nan)
         self._picked[tuple(nearest[on_trace].T)] = picks.value[on_trace]
         # Only picks beside a trace without one, or off the traces, are triangulated: the triangles at the others are
@@ -146,8 +153,17 @@ class Horizon:
         if (np.abs(_aside(offsets, direction)) < _ON_GRID).all():
             return _along_line(origin, direction, offsets @ direction, self._values)
         from scipy.interpolate import LinearNDInterpolator
+        from scipy.spatial import QhullError
 
-        triangles = LinearNDInterpolator(self._points, self._values)
+        try:
+            triangles = LinearNDInterpolator(self._points, self._values)
+        except QhullError as error:
+            raise DataError(
+                "picks make no triangles",
+                where=self._where,
+                measured=f"{len(self._points)} picks over {length:.4g} traces, all but on one line",
+                remedy="Take out picks that lie far off the survey.",
+            ) from error
         return lambda traces: np.asarray(triangles(traces), np.float64)
 
 

@@ -211,10 +211,13 @@ def _lasio_sections(sections: dict[str, str], where: str) -> tuple[Any, tuple[st
     lasio = need("lasio", "subsurface")
     lines = []
     for letter, title in (("V", "~Version"), ("W", "~Well"), ("C", "~Curve")):
-        lines += [title, *(line[:HEADER_LINE] for line in sections[letter].split("\n"))]
-    declared = sum(1 for line in sections["C"].split("\n") if line.strip() and not line.lstrip().startswith("#"))
-    if declared > MOST_CURVES:
-        raise FormatError("too many curves", where=where, measured=declared, limit=MOST_CURVES)
+        section = [line[:HEADER_LINE] for line in sections[letter].split("\n")]
+        declared = sum(1 for line in section if line.strip() and not line.lstrip().startswith("#"))
+        if declared > MOST_CURVES:
+            # lasio looks at every line for each of them.
+            what = "curves" if letter == "C" else f"lines in {title}"
+            raise FormatError(f"too many {what}", where=where, measured=declared, limit=MOST_CURVES)
+        lines += [title, *section]
     unread = _Heard()
     logger = logging.getLogger("lasio.reader")
     logger.addHandler(unread)

@@ -14,9 +14,9 @@ from geobatch.errors import FormatError
 from geobatch.formats.ingestion import Fault
 from geobatch.formats.logs_well import Floats, row_faults
 
+# Several times the longest line that a file of the most curves can have.
 BLOCK_CHARACTERS = 2**17
 SAMPLE_LINES = 200
-LONGEST_LINE = 2**20
 MISSING_WORDS = {"", "-", "--", "nan", "null", "none", "n/a", "na", "inf", "+inf", "-inf", "#n/a", "missing"}
 # As lasio reads them: numbers that a fixed-width writer ran together, and decimal commas.
 _RUN_ON = re.compile(r"(\d)-(\d)")
@@ -106,9 +106,14 @@ def _blocks(text: str, start: int, first_line: int) -> Iterator[list[tuple[int, 
     """Numbered lines of data, a few hundred rows at a time, without comments and blank lines; a section ends them."""
     line = first_line
     while start < len(text):
-        end = text.find("\n", min(start + BLOCK_CHARACTERS, len(text)))
-        end = len(text) if end < 0 or end - start > BLOCK_CHARACTERS + LONGEST_LINE else end + 1
-        found = text[start:end].split("\n")
+        stop = min(start + BLOCK_CHARACTERS, len(text))
+        end = len(text) if stop == len(text) else text.rfind("\n", start, stop) + 1
+        if end:
+            found = text[start:end].split("\n")
+        else:
+            # A line longer than a block is bad: its beginning stands for it.
+            end = text.find("\n", stop) + 1 or len(text)
+            found = [text[start:stop], ""]
         kept: list[tuple[int, str]] = []
         for offset, content in enumerate(found):
             if content.lstrip().startswith("~"):
@@ -153,6 +158,9 @@ def _plain(
 ) -> Iterator[tuple[int, list[str]]]:
     """Rows of one line each."""
     for number, line in lines:
+        if len(line) == BLOCK_CHARACTERS:
+            bad.row(number, f"longer than {BLOCK_CHARACTERS} characters")
+            continue
         tokens = split(line)
         if len(tokens) == width:
             yield number, tokens

@@ -31,6 +31,10 @@ GDAL_CACHE_BYTES = BLOCK_BYTES + 16 * 2**20
 TABLE_ENTRY_BYTES = 6
 # Constant blocks under zstd come near to it. Only files of blocks that were never written exceed it.
 MOST_PACKED = 20_000
+# Coordinates of the axes are held whole; a raster of a table of blocks and its blocks takes far more than they do.
+AXIS_BYTES = 8
+MOST_AXES = 4
+SMALL_BYTES = 2**20
 # Every band is objects of its own.
 MOST_BANDS = 4096
 MASK_SUFFIX = ".msk"
@@ -289,6 +293,14 @@ def _refuse_impossible(dataset: Any, source: Source) -> None:
             where=source.url,
             measured=f"{dataset.width} x {dataset.height} cells in {blocks} blocks",
             limit=f"{source.size_bytes // TABLE_ENTRY_BYTES} blocks in a file of {source.size_bytes} bytes",
+            remedy="Copy it again from where it came.",
+        )
+    if AXIS_BYTES * (dataset.width + dataset.height) > max(MOST_AXES * source.size_bytes, SMALL_BYTES):
+        raise FormatError(
+            "header claims more than the file can hold",
+            where=source.url,
+            measured=f"axes of {dataset.width} and {dataset.height} cells",
+            limit=f"{max(MOST_AXES * source.size_bytes, SMALL_BYTES) // AXIS_BYTES} in both together",
             remedy="Copy it again from where it came.",
         )
     if dataset.count > MOST_BANDS:

@@ -35,7 +35,7 @@ def find_sources(url: str, asset: str | None) -> list[Source]:
         FormatError: the list is no JSON of a known form.
     """
     if PurePosixPath(url).suffix.lower() == ".json":
-        urls = _listed(url, asset)
+        urls = listed(url, asset)
     else:
         keys = [key for key, _ in open_storage(url).list()]
         urls = [join_url(url, key) for key in keys if PurePosixPath(key).suffix.lower() in TILE_SUFFIXES]
@@ -117,7 +117,7 @@ def _load(body: bytes) -> Tile | Fault:
     return tile_load(document["tile"]) if document["tile"] else Fault(**document["fault"])
 
 
-def _listed(url: str, asset: str | None) -> list[str]:
+def listed(url: str, asset: str | None) -> list[str]:
     """The URLs in a JSON list: of addresses, of STAC items, one item, or an item collection."""
     root, name = split_url(url)
     storage = open_storage(root)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,8 @@ MOST_COLUMNS = 4096
 MOST_BYTES = 2**33
 DELIMITERS = (",", ";", "\t", "|")
 FAULT_LIMIT = 1000
+LONGEST_LINE = 2**16
+_LONG_LINE = re.compile(rb"[^\r\n]{%d}" % (LONGEST_LINE - 1))
 MISSING_WORDS = frozenset({"", "-", "--", "nan", "null", "none", "n/a", "na", "nat", "#n/a", "*", "not reported"})
 Words = npt.NDArray[np.object_]
 
@@ -36,6 +39,21 @@ def open_object(url: str, buffer_bytes: int = BLOCK_BYTES) -> io.BufferedReader:
     """The object at `url` as a buffered file."""
     root, name = split_url(url)
     return io.BufferedReader(RangedFile(open_storage(root), name, blocks=1), buffer_bytes)
+
+
+def refuse_long_lines(body: bytes, where: str) -> None:
+    """Raise over a line that is no row of any table: parsers would split it into millions of words.
+
+    Raises:
+        FormatError: there is one.
+    """
+    if found := _LONG_LINE.search(body):
+        raise FormatError(
+            "line is too long",
+            where=where,
+            measured=f"a line from byte {found.start()} on",
+            limit=f"{LONGEST_LINE} bytes",
+        )
 
 
 def list_sources(src_url: str, suffixes: Sequence[str]) -> list[tuple[str, int, str]]:
@@ -187,11 +205,15 @@ def find_column(names: Sequence[str], candidates: Sequence[str]) -> str | None:
 def numbers(words: Words) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """The words as float64, NaN where there is none, and where a word is there that is no number."""
     pandas = need("pandas", "earthquake")
-    values = np.array(pandas.to_numeric(pandas.Series(words, dtype=object), errors="coerce"), np.float64)
-    values[~np.isfinite(values)] = np.nan
-    empty = np.array([word.lower() in MISSING_WORDS for word in words], bool)
-    values[empty] = np.nan
-    return values, np.isnan(values) & ~empty
+    given = words.astype(bool)
+    filled = words[given]
+    found = np.array(pandas.to_numeric(pandas.Series(filled, dtype=object), errors="coerce"), np.float64)
+    found[~np.isfinite(found)] = np.nan
+    missing = np.array([word.lower() in MISSING_WORDS for word in filled], bool)
+    found[missing] = np.nan
+    values, bad = np.full(len(words), np.nan), np.zeros(len(words), bool)
+    values[given], bad[given] = found, np.isnan(found) & ~missing
+    return values, bad
 
 
 def _words(column: Any) -> Words:
@@ -223,14 +245,14 @@ def _is_number(word: str) -> bool:
 
 def _unique(names: Sequence[str]) -> tuple[str, ...]:
     """Names, those that come again with a number."""
-    found: list[str] = []
+    found: dict[str, None] = {}
+    numbered: Counter[str] = Counter()
     for position, name in enumerate(names):
-        unique, number = name or f"column_{position + 1}", 2
-        base = unique
+        unique = base = name or f"column_{position + 1}"
         while unique in found:
-            unique = f"{base}_{number}"
-            number += 1
-        found.append(unique)
+            numbered[base] += 1
+            unique = f"{base}_{numbered[base] + 1}"
+        found[unique] = None
     return tuple(found)
 
 

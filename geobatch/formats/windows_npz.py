@@ -5,22 +5,32 @@ Arrays are read by their headers; one that holds Python objects is refused befor
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from geobatch.errors import FormatError
+from geobatch.formats.arrays_npy import open_member
 from geobatch.formats.ingestion import Fault
 from geobatch.formats.windows_source import Source, Table
 from geobatch.storage import open_storage
 
 DEFAULT_COMPONENTS = "ENZ"
+MEMBERS = ("data", "itp", "its", "channels")
 LARGEST_ARRAY_BYTES = 256 * 2**20
+MOST_ABOUT_BYTES = 2**16
+PIECE_BYTES = 2**16
+# Noise packs to a half, whole numbers held as float64 to a sixth, and two of three components may be zeros.
+MOST_PACKED = 32
+# A dead trace of zeros packs a thousandfold: what is small may.
+SMALL_BYTES = 4 * 2**20
 _HEADERS: Any = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -44,28 +54,29 @@ def scan_npz(files: Sequence[int], source: Source, rate_hz: float) -> Table:
 
 
 def describe(body: bytes) -> dict[str, Any]:
-    """Length, components and picks of one window.
+    """Length, components and picks of one window; its samples are read once, piece by piece, against their checksum.
 
     Raises:
         FormatError: it is no NPZ file of a window.
     """
-    found = read_arrays(body, ("data", "itp", "its", "channels"))
-    if "data" not in found:
-        raise FormatError("NPZ file has no array data", measured=", ".join(found) or "none of data, itp, its, channels")
-    data = found["data"]
-    if data.ndim != 2 or not len(data) or data.dtype.kind not in "fiu" or not 1 <= data.shape[1] <= 9:
-        raise FormatError("data is no window (sample, component)", measured=f"{data.shape} {data.dtype}")
+    with _members(body) as (archive, held):
+        if "data" not in held:
+            raise FormatError("NPZ file has no array data", measured=", ".join(held) or f"none of {', '.join(MEMBERS)}")
+        shape, dtype = _look(archive, held["data"], "data")
+        about = {name: _read(archive, held[name], name, MOST_ABOUT_BYTES) for name in held if name != "data"}
+    if len(shape) != 2 or not shape[0] or dtype.kind not in "fiu" or not 1 <= shape[1] <= 9:
+        raise FormatError("data is no window (sample, component)", measured=f"{shape} {dtype}")
     channels = [
-        str(name) for text in np.atleast_1d(found.get("channels", np.array(""))) for name in str(text).split("_")
+        str(name) for text in np.atleast_1d(about.get("channels", np.array(""))) for name in str(text).split("_")
     ]
     codes = "".join(name[-1:] for name in channels)
-    if len(codes) != data.shape[1] or len(set(codes)) != len(codes):
-        codes = DEFAULT_COMPONENTS if data.shape[1] == len(DEFAULT_COMPONENTS) else "Z123456789"[: data.shape[1]]
+    if len(codes) != shape[1] or len(set(codes)) != len(codes):
+        codes = DEFAULT_COMPONENTS if shape[1] == len(DEFAULT_COMPONENTS) else "Z123456789"[: shape[1]]
     return {
-        "length": data.shape[0],
+        "length": shape[0],
         "components": codes,
-        "p_sample": _pick(found.get("itp"), len(data)),
-        "s_sample": _pick(found.get("its"), len(data)),
+        "p_sample": _pick(about.get("itp"), shape[0]),
+        "s_sample": _pick(about.get("its"), shape[0]),
     }
 
 
@@ -75,29 +86,31 @@ def read_npz(body: bytes) -> npt.NDArray[Any]:
     Raises:
         FormatError: it is damaged.
     """
-    return np.asarray(read_arrays(body, ("data",))["data"]).T
+    with _members(body) as (archive, held):
+        return _read(archive, held["data"], "data", LARGEST_ARRAY_BYTES).T
 
 
-def read_arrays(body: bytes, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-    """Those of the named arrays that an NPZ file holds.
-
-    Raises:
-        FormatError: it is no NPZ file, is damaged, or an array holds Python objects.
-    """
-    found = {}
+@contextlib.contextmanager
+def _members(body: bytes) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]]:
+    """The archive and its arrays by name; none is larger than a window, or grows as a bomb does when it is unpacked."""
     try:
         with zipfile.ZipFile(io.BytesIO(body)) as archive:
-            held = {entry.filename: entry for entry in archive.infolist()}
-            for name in names:
-                if entry := held.get(f"{name}.npy"):
-                    if entry.file_size > LARGEST_ARRAY_BYTES:
-                        raise FormatError("array is too large for a window", where=name, measured=entry.file_size)
-                    found[name] = _array(archive.read(entry), name)
+            every = {entry.filename: entry for entry in archive.infolist()}
+            held = {name: every[f"{name}.npy"] for name in MEMBERS if f"{name}.npy" in every}
+            if bomb := next(
+                (e for e in held.values() if e.file_size > max(SMALL_BYTES, MOST_PACKED * len(body))), None
+            ):
+                raise FormatError(
+                    "array is packed more densely than samples can be",
+                    where=bomb.filename,
+                    measured=f"{bomb.file_size} bytes in a file of {len(body)}",
+                    limit=f"{MOST_PACKED} times the file",
+                )
+            yield archive, held
     except FormatError:
         raise
     except Exception as error:  # zipfile and its decompressors raise many kinds over damaged bytes.
         raise FormatError("no NPZ file, or a damaged one", measured=str(error)) from error
-    return found
 
 
 def event_rows(body: bytes) -> dict[str, dict[str, str]]:
@@ -106,7 +119,27 @@ def event_rows(body: bytes) -> dict[str, dict[str, str]]:
     return {row["fname"]: row for row in csv.DictReader(text) if row.get("fname")}
 
 
-def _array(body: bytes, name: str) -> npt.NDArray[Any]:
+def _look(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array whose bytes are all there and hold to their checksum; none of them is kept."""
+    with open_member(archive, entry) as stream:
+        shape, _, dtype, _ = _header(stream.read(PIECE_BYTES), name, entry.file_size)
+        while stream.read(PIECE_BYTES):
+            pass
+    return shape, dtype
+
+
+def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str, most_bytes: int) -> npt.NDArray[Any]:
+    if entry.file_size > most_bytes:
+        raise FormatError("array is too large for a window", where=name, measured=entry.file_size, limit=most_bytes)
+    with open_member(archive, entry) as stream:
+        # A bare read() would inflate whatever is there, not what the archive says.
+        body = stream.read(entry.file_size)
+    shape, fortran, dtype, start = _header(body, name, len(body))
+    return np.frombuffer(body, dtype, math.prod(shape), start).reshape(shape, order="F" if fortran else "C")
+
+
+def _header(body: bytes, name: str, size: int) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, order, type and first byte of an array of `size` bytes, from its beginning."""
     file = io.BytesIO(body)
     try:
         shape, fortran, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
@@ -114,10 +147,9 @@ def _array(body: bytes, name: str) -> npt.NDArray[Any]:
         raise FormatError("array has no valid header", where=name, measured=str(error)[:200]) from error
     if dtype.hasobject:
         raise FormatError("array holds pickled Python objects, which are never read", where=name, measured=str(dtype))
-    count = int(np.prod(shape, dtype=object))
-    if count < 0 or count * dtype.itemsize > len(body) - file.tell():
+    if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize > size - file.tell():
         raise FormatError("array claims more than its file holds", where=name, measured=f"shape {shape}")
-    return np.frombuffer(body, dtype, count, file.tell()).reshape(shape, order="F" if fortran else "C")
+    return shape, fortran, dtype, file.tell()
 
 
 def _pick(value: npt.NDArray[Any] | None, length: int) -> float:

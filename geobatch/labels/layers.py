@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import math
 import tempfile
@@ -18,6 +19,7 @@ from scipy.spatial import cKDTree
 from geobatch.errors import DataError, FormatError, UsageError
 from geobatch.formats.libraries import need
 from geobatch.formats.raster_labels import Grid, label_reader
+from geobatch.formats.tables import refuse_long_lines
 from geobatch.labels import spec
 from geobatch.labels.grid import Floats, LabelGrid
 from geobatch.labels.surfaces import Depths, fault_cells
@@ -27,6 +29,11 @@ from geobatch.survey import INVALID_CLASS
 Region = tuple[slice, ...]
 Classes = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
+
+
+SIGNATURE_BYTES = 64
+# Left to itself GDAL finds the driver, and some of its drivers (VRT, streamed algorithms) read whatever file they name.
+SHAPES = {b"SQLite format 3": "GPKG:", b"{": "GeoJSON:", b"fgb\x03": "", b"\0\0\x27\x0a": ""}
 
 
 class Painter(Protocol):
@@ -162,7 +169,9 @@ class _Points:
         self._numbers = [n for n in labels if n is not None]
         self._x, self._y = (frame[name].to_numpy(np.float64)[used] for name in (layer.x, layer.y))
         self._z = None if layer.z is None else frame[layer.z].to_numpy(np.float64)[used]
-        self._rows, self._columns = (np.rint(p).astype(np.int64) for p in grid.positions(self._x, self._y))
+        with np.errstate(invalid="ignore"):
+            # Numbers beyond every integer become the least, which is on no survey.
+            self._rows, self._columns = (np.rint(p).astype(np.int64) for p in grid.positions(self._x, self._y))
         inside = (self._rows >= 0) & (self._rows < grid.shape[0])
         inside &= (self._columns >= 0) & (self._columns < grid.shape[1])
         if not inside.any():
@@ -281,16 +290,33 @@ def shape_files(url: str) -> list[str]:
 
 
 def _read_shapes(url: str) -> Any:
-    """A GeoDataFrame; the parts of a Shapefile are fetched together."""
+    """A GeoDataFrame, by the driver that the first bytes name; the parts of a Shapefile are fetched together.
+
+    Raises:
+        FormatError: it is none of these formats, or a damaged one.
+    """
     geopandas = need("geopandas", "landform")
     root, name = split_url(url)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            for part in shape_files(url):
-                (Path(folder) / part).write_bytes(open_storage(root).get(part))
-            return geopandas.read_file(Path(folder) / name)
-    except (ValueError, need("pyogrio.errors", "landform").DataSourceError) as error:
-        raise FormatError("no file of shapes", where=url, measured=str(error).splitlines()[0]) from error
+    storage = open_storage(root)
+    head = storage.get_range(name, 0, min(SIGNATURE_BYTES, storage.size(name)))
+    head = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    driver = next((driver for signature, driver in SHAPES.items() if head.startswith(signature)), None)
+    if driver is None:
+        raise FormatError(
+            "no file of shapes",
+            where=url,
+            measured=f"starts with {head[:16]!r}",
+            limit="GeoPackage, GeoJSON, FlatGeobuf or Shapefile",
+            remedy="Convert it with ogr2ogr.",
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        for part in shape_files(url):
+            (Path(folder) / part).write_bytes(storage.get(part))
+        try:
+            return geopandas.read_file(f"{driver}{Path(folder) / name}")
+        except Exception as error:  # GDAL, GEOS and what binds them raise many kinds over damaged files.
+            words = str(error).replace(f"{folder}/", "").partition("\n")[0][:200]
+            raise FormatError("no file of shapes", where=url, measured=words or type(error).__name__) from error
 
 
 def _read_points(layer: spec.Points) -> Any:
@@ -298,10 +324,12 @@ def _read_points(layer: spec.Points) -> Any:
     import pandas
 
     root, name = split_url(layer.url)
+    body = open_storage(root).get(name)
+    refuse_long_lines(body, layer.url)
     try:
-        frame = pandas.read_csv(io.BytesIO(open_storage(root).get(name)))
+        frame = pandas.read_csv(io.BytesIO(body))
     except (ValueError, pandas.errors.ParserError) as error:
-        raise FormatError("no CSV file", where=layer.url, measured=str(error).splitlines()[0]) from error
+        raise FormatError("no CSV file", where=layer.url, measured=str(error).partition("\n")[0]) from error
     columns = [name for name in (layer.x, layer.y, layer.z) if name is not None]
     missing = [name for name in columns if name not in frame.columns]
     if missing:

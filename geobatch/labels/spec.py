@@ -91,7 +91,7 @@ class Polygons(_Frozen):
     """Cells inside polygons on the map.
 
     Attributes:
-        url: GeoPackage, Shapefile, GeoJSON or what else GDAL reads; its CRS is brought to the survey's.
+        url: GeoPackage, Shapefile, GeoJSON or FlatGeobuf; its CRS is brought to the survey's.
         label: The class of all polygons.
         attribute: The column that tells the class of each, in place of `label`.
         labels: The class by value of that column; values that are not named are left out.

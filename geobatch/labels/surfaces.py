@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from geobatch.errors import DataError, FormatError, UsageError
+from geobatch.formats.arrays_npy import open_npy
 from geobatch.formats.horizons import Horizon, Picks, read_horizon, read_table
+from geobatch.formats.tables import refuse_long_lines
 from geobatch.labels.grid import Floats, LabelGrid
 from geobatch.labels.spec import HorizonFile, Surface
 from geobatch.storage import open_storage, split_url
@@ -20,6 +22,12 @@ from geobatch.storage import open_storage, split_url
 ON_BIN = 0.05
 """Picks so near to a bin's centre, in bins, belong to it: coordinates are rounded, and bins not quite square."""
 SAMPLES_PER_CELL = 2
+MARGIN = 64
+"""Cells around the survey whose surroundings, the largest `radius` of fault sticks, reach into it."""
+LONGEST_STICK = 2**17
+LARGEST_SURFACE = 2**24
+SURFACE_PIECE = 2**18
+"""Samples of one stick, of the surface between two, and of what is held at a time."""
 CHARISMA = re.compile(rb"INLINE-\s*\S+\s+XLINE-\s*\S+\s+(\S+)\s+(\S+)\s+(\S+)\s+(\S+)\s+(\d+)")
 
 
@@ -64,18 +72,15 @@ def _picks(file: HorizonFile, grid: LabelGrid) -> Picks:
 
 
 def _array_picks(file: HorizonFile) -> Picks:
-    root, name = split_url(file.url)
-    try:
-        values = np.load(io.BytesIO(open_storage(root).get(name)), allow_pickle=False)
-    except ValueError as error:
-        raise FormatError("no NumPy array of numbers", where=file.url, measured=error) from error
-    if values.ndim != 2 or file.inline is None or file.crossline is None:
+    source = open_npy(file.url)
+    if len(source.shape) != 2 or file.inline is None or file.crossline is None:
         raise UsageError(
             "a horizon in an array has two axes, whose numbers are told",
             where=file.url,
-            measured=f"shape {values.shape}, inline {file.inline}, crossline {file.crossline}",
+            measured=f"shape {source.shape}, inline {file.inline}, crossline {file.crossline}",
             limit="inline: [first, step], crossline: [first, step]",
         )
+    values = source.read(tuple(slice(0, n) for n in source.shape))
     i, j = np.nonzero(np.isfinite(values))
     if not i.size:
         raise DataError("horizon holds no pick", where=file.url)
@@ -106,27 +111,29 @@ def fault_cells(url: str, grid: LabelGrid) -> npt.NDArray[np.int32]:
 
     Raises:
         FormatError: a line of the file does not read.
-        DataError: it holds no stick that touches the survey.
+        DataError: no stick touches the survey, or a fault is larger than one can be.
     """
     samples = grid.samples
     if samples is None:
         raise UsageError("fault sticks are painted on volumes", where=url, measured="a raster")
-    found = []
-    for sticks in _read_sticks(url).values():
+    found, every = [], []
+    step = float(samples[-1] - samples[0]) / max(len(samples) - 1, 1) or 1.0
+    for fault, sticks in _read_sticks(url).items():
         lines = []
         for _, points in sorted(sticks.items()):
             x, y, z = np.array(sorted(points, key=lambda point: point[2]), np.float64).T
-            step = float(samples[-1] - samples[0]) / max(len(samples) - 1, 1)
             lines.append(np.column_stack([*grid.positions(x, y), (z - samples[0]) / step]))
         pairs = itertools.pairwise(lines) if len(lines) > 1 else [(lines[0], lines[0])]
-        found += [_between(one, other) for one, other in pairs]
-    cells = np.unique(np.concatenate(found), axis=0)
-    inside = ((cells >= 0) & (cells < grid.shape)).all(axis=1)
-    if not inside.any():
+        found += [_between(one, other, grid.shape, f"{url}, fault {fault!r}") for one, other in pairs]
+        every += lines
+    padded = [n + 2 * MARGIN for n in grid.shape]
+    cells = np.column_stack(np.unravel_index(np.unique(np.concatenate(found)), padded)).astype(np.int32) - MARGIN
+    if not ((cells >= 0) & (cells < grid.shape)).all(axis=1).any():
+        points = np.rint(np.concatenate(every))
         raise DataError(
             "fault sticks lie off the survey",
             where=url,
-            measured=f"cells {cells.min(axis=0).tolist()} to {cells.max(axis=0).tolist()}",
+            measured=f"points in cells {points.min(axis=0).tolist()} to {points.max(axis=0).tolist()}",
             limit=f"0 to {[n - 1 for n in grid.shape]}",
             remedy="Check coordinates and the vertical unit.",
         )
@@ -134,15 +141,43 @@ def fault_cells(url: str, grid: LabelGrid) -> npt.NDArray[np.int32]:
     return cells
 
 
-def _between(one: Floats, other: Floats) -> npt.NDArray[np.int32]:
-    """Cells on the ruled surface between two lines of points `(point, 3)` in cells."""
-    span = max(np.abs(one[:, None] - other[None]).max(), np.abs(np.diff(one, axis=0)).sum(axis=0).max(initial=0.0), 1.0)
-    count = int(np.ceil(SAMPLES_PER_CELL * span)) + 1
-    share = np.linspace(0, 1, count)
+def _between(one: Floats, other: Floats, shape: Sequence[int], where: str) -> npt.NDArray[np.int64]:
+    """Cells on the ruled surface between two lines of points `(point, 3)` in cells, on the survey or near it.
+
+    They are numbers in C order on the grid with MARGIN cells more on every side.
+    """
+    apart = np.maximum(one.max(axis=0) - other.min(axis=0), other.max(axis=0) - one.min(axis=0)).max()
+    span = max(apart, np.abs(np.diff(one, axis=0)).sum(axis=0).max(initial=0.0), 1.0)
+    rows = SAMPLES_PER_CELL * span + 2
+    # Written so that NaN, the difference of two infinities, is too long.
+    if not rows <= LONGEST_STICK:
+        raise _too_large(where, f"a stick or a gap of {span:.4g} cells", LONGEST_STICK // SAMPLES_PER_CELL)
+    share = np.linspace(0, 1, int(np.ceil(SAMPLES_PER_CELL * span)) + 1)
     first, second = _along_line(one, share), _along_line(other, share)
-    across = np.linspace(0, 1, int(np.ceil(SAMPLES_PER_CELL * np.abs(first - second).max())) + 1)
-    surface = first[None] * (1 - across)[:, None, None] + second[None] * across[:, None, None]
-    return np.unique(np.rint(surface.reshape(-1, 3)).astype(np.int32), axis=0)
+    across = np.linspace(0, 1, int(np.ceil(SAMPLES_PER_CELL * np.abs(first - second).max())) + 1)[:, None]
+    if share.size * across.size > LARGEST_SURFACE:
+        count = share.size * across.size // SAMPLES_PER_CELL**2
+        raise _too_large(where, f"{count} cells", LARGEST_SURFACE // SAMPLES_PER_CELL**2)
+    found = []
+    padded = [n + 2 * MARGIN for n in shape]
+    step = max(1, SURFACE_PIECE // across.size)
+    for start in range(0, share.size, step):
+        part = slice(start, start + step)
+        surface = first[part, None] * (1 - across) + second[part, None] * across
+        cells = np.rint(surface.reshape(-1, 3)) + MARGIN
+        near = cells[((cells >= 0) & (cells < padded)).all(axis=1)].astype(np.int64)
+        found.append(np.unique(np.ravel_multi_index(tuple(near.T), padded)))
+    return np.unique(np.concatenate(found))
+
+
+def _too_large(where: str, measured: str, limit: int) -> DataError:
+    return DataError(
+        "fault is too large to be one",
+        where=where,
+        measured=measured,
+        limit=f"{limit} cells",
+        remedy="Look for points far off the survey, and check the numbers of the sticks.",
+    )
 
 
 def _along_line(points: Floats, share: Floats) -> Floats:
@@ -158,7 +193,9 @@ def _read_sticks(url: str) -> dict[str, dict[int, list[Sequence[float]]]]:
     """Points by fault and number of the stick."""
     root, name = split_url(url)
     found: dict[str, dict[int, list[Sequence[float]]]] = defaultdict(lambda: defaultdict(list))
-    for number, line in enumerate(open_storage(root).get(name).splitlines(), 1):
+    body = open_storage(root).get(name)
+    refuse_long_lines(body, url)
+    for number, line in enumerate(io.BytesIO(body), 1):
         text = line.partition(b"#")[0].strip()
         if not text:
             continue
@@ -173,7 +210,7 @@ def _read_sticks(url: str) -> dict[str, dict[int, list[Sequence[float]]]]:
             if not np.isfinite(point).all():
                 raise ValueError("a coordinate is no finite number")
             found[fault.decode("latin-1")][int(float(stick))].append(point)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise FormatError(
                 "no fault sticks",
                 where=f"{url}, line {number}",

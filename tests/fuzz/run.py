@@ -33,7 +33,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=place if place.is_dir() else None) as name:
         folder, corpus = Path(name), Path(name) / "corpus"
         corpus.mkdir()
-        for number, seed in enumerate(TARGETS[options.target][1](folder)):
+        for number, seed in enumerate(TARGETS[options.target].seeds(folder)):
             (corpus / f"seed-{number}").write_bytes(seed)
         limits = [f"-runs={options.runs}", "-timeout=10", "-rss_limit_mb=2048", "-max_len=65536", "-seed=1"]
         artifacts = f"-artifact_prefix={Path.cwd()}/{options.target}-"

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from label_files import GRID, painted
 from miniseed_files import records, trace
+from raster_files import field, tiled, write_tiff
 from segy_files import random_traces, raw_segy, write_segy
 
 from geobatch.errors import GeobatchError
 from geobatch.formats import miniseed
-from geobatch.formats.arrays_npy import open_npy
+from geobatch.formats.arrays_npy import open_npy, open_npz
 from geobatch.formats.catalogue import Options as CatalogueOptions
 from geobatch.formats.catalogue import read_events
 from geobatch.formats.las import Options as LasOptions
@@ -23,14 +27,22 @@ from geobatch.formats.logs import read_csv
 from geobatch.formats.miniseed_layout import lay_out
 from geobatch.formats.miniseed_piece import pieces
 from geobatch.formats.miniseed_scan import list_source, parts_of, scan_part
+from geobatch.formats.raster import Options as RasterOptions
+from geobatch.formats.raster import grid_of
+from geobatch.formats.raster_read import read_cells
+from geobatch.formats.raster_source import find_source, read_tile
+from geobatch.formats.raster_survey import axes, describe_values, raster_specs
+from geobatch.formats.raster_tiles import listed
 from geobatch.formats.segy_ingest import Options as SegyOptions
 from geobatch.formats.segy_inspect import inspect_file
 from geobatch.formats.windows_npz import describe, read_npz
 from geobatch.formats.windows_seisbench import read_metadata
 from geobatch.job import load_job
+from geobatch.labels.spec import FaultSticks, HorizonFile, Points, Polygons, Reflector
+from geobatch.labels.surfaces import Depths
 
 ROOT = Path(__file__).parents[2]
-NAME = "fuzzed"
+CORNER = 64
 
 
 def read_segy(path: Path) -> None:
@@ -85,6 +97,54 @@ def read_npy(path: Path) -> None:
     source.read(tuple(slice(0, min(n, 3)) for n in source.shape))
 
 
+def read_npz_member(path: Path) -> None:
+    """An archive of arrays up to a corner of the only one."""
+    source = open_npz(str(path), None)
+    source.read(tuple(slice(0, min(n, 3)) for n in source.shape))
+
+
+def read_raster(path: Path) -> None:
+    """A TIFF or PNG up to the cells of a corner, which GDAL decodes."""
+    options = RasterOptions(transform=(1, 0, 0, 0, -1, 0))
+    mosaic = grid_of([read_tile(find_source(str(path)))], options, str(path))
+    raster_specs(mosaic, "values", describe_values(mosaic, "values", None), options.chunk, options.shard)
+    axes(mosaic)
+    read_cells(mosaic, slice(0, min(mosaic.height, CORNER)), slice(0, min(mosaic.width, CORNER)), "first")
+
+
+def read_tile_list(path: Path) -> None:
+    """A list of rasters up to their addresses, none of which is looked at."""
+    listed(str(path), None)
+
+
+def read_horizon_file(path: Path) -> None:
+    """A horizon by lines and, where that is off the survey, by map coordinates, up to its cells."""
+    with contextlib.suppress(GeobatchError):
+        painted(Reflector(layer="horizon", label="a", horizon=str(path)))
+    Depths(HorizonFile(url=str(path), columns="xyz"), GRID).values(slice(0, 18), slice(0, 14))
+
+
+def read_horizon_array(path: Path) -> None:
+    """A horizon in a NumPy array, up to its cells."""
+    file = HorizonFile(url=str(path), inline=(100, 1), crossline=(300, 1))
+    painted(Reflector(layer="horizon", label="a", horizon=file))
+
+
+def read_sticks(path: Path) -> None:
+    """Fault sticks up to their cells."""
+    painted(FaultSticks(layer="fault_sticks", label="a", url=str(path)))
+
+
+def read_points(path: Path) -> None:
+    """Points in a table up to their cells."""
+    painted(Points(layer="points", label="a", url=str(path), z="z"))
+
+
+def read_polygons(path: Path) -> None:
+    """Polygons, which GDAL decodes, up to their cells."""
+    painted(Polygons(layer="polygons", label="a", url=str(path)))
+
+
 def _segy_seeds(folder: Path) -> Iterator[bytes]:
     values = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
     for code in (1, 2, 3, 5, 8):
@@ -134,6 +194,8 @@ LAS = (
     "~A\n100.0 50.0 2400\n100.5 -999.25 2410\n101.0 52.0 2420\n"
 )
 TABLE = "time,latitude,longitude,depth,mag,magType,id\n2020-01-02T03:04:05.678Z,38.1,-117.9,8.2,3.4,ml,a\n"
+LINES = "# inline crossline time\n100 300 40.5\n100 313 44\n117 300 60\n117 313 1e30\n108 306 nan\n110 306 52\n"
+STICKS = "0 0 16 0 F1\n0 0 80 0 F1\n400 60 16 1 F1\nINLINE- 1 XLINE- 3 400 60 80 F1 1\n100,50,20,1\n"
 EVENT = (
     b'<q:quakeml xmlns:q="http://quakeml.org/xmlns/quakeml/1.2" xmlns="http://quakeml.org/xmlns/bed/1.2"><eventParameters>'
     b'<event publicID="smi:local/1"><origin><time><value>2020-01-01T00:00:00Z</value></time><latitude><value>1</value>'
@@ -154,7 +216,71 @@ def _log_table_seeds(folder: Path) -> Iterator[bytes]:
 def _catalogue_seeds(folder: Path) -> Iterator[bytes]:
     yield TABLE.encode()
     yield b"year month day hour minute second lat lon depth ml\n2015 2 28 23 59 59.25 45.5 10.2 12 2.1\n"
+    yield b"#EventID|Time|Latitude|Longitude|Depth/km\n1|1577934245.678|38.1|-117.9|8.2\n2|2020-01-02T23:59:60|1|2|3\n"
+
+
+def _quakeml_seeds(folder: Path) -> Iterator[bytes]:
     yield EVENT
+
+
+def _horizon_seeds(folder: Path) -> Iterator[bytes]:
+    yield LINES.encode()
+    yield b"! x y z\n0,0,40\n300,0,44\n0,150,48\n300,150,52\n"
+    yield b"100 300 0 0 40\n101 301 30 9 44\n"
+
+
+def _horizon_array_seeds(folder: Path) -> Iterator[bytes]:
+    np.save(folder / "horizon.npy", np.where(np.eye(5) > 0, np.nan, 40.0))
+    yield (folder / "horizon.npy").read_bytes()
+    np.save(folder / "horizon.npy", np.full((3, 2), 17, np.int16))
+    yield (folder / "horizon.npy").read_bytes()
+
+
+def _stick_seeds(folder: Path) -> Iterator[bytes]:
+    yield STICKS.encode()
+    yield b"# x y z stick\n0 0 16 1\n300 0 16.5 2 fault two\n"
+
+
+def _point_seeds(folder: Path) -> Iterator[bytes]:
+    yield b"x,y,z\n0,0,16\n100.5,40,80\n,1,2\n"
+    yield b'"x","y","z","name"\n30,9,16,"a ""b"""\n1e3,-4e1,80,c\n'
+
+
+def _polygon_seeds(folder: Path) -> Iterator[bytes]:
+    shape = {"type": "Polygon", "coordinates": [[[0, 0], [200, 0], [200, 90], [0, 90], [0, 0]]]}
+    feature = {"type": "Feature", "properties": {"kind": "salt"}, "geometry": shape}
+    yield json.dumps({"type": "FeatureCollection", "features": [feature]}).encode()
+
+
+def _raster_seeds(folder: Path) -> Iterator[bytes]:
+    path = folder / "seed.tif"
+    yield write_tiff(path, field((2, 70, 70), "int16"), nodata=7, names=("a", "b"), **tiled()).read_bytes()
+    yield write_tiff(
+        path, field((30, 40)), mask=field((30, 40), "uint8") > 60, scales=(0.5,), offsets=(1.0,)
+    ).read_bytes()
+    palette = {1: (9, 9, 9, 255), 2: (0, 99, 0, 255)}
+    yield write_tiff(path, field((20, 20), "uint8"), colormap=palette, compress="lzw", crs=None).read_bytes()
+    yield write_tiff(path, field((20, 20), "uint16"), BIGTIFF="YES", ENDIANNESS="BIG").read_bytes()
+    import rasterio
+
+    shape = {"width": 20, "height": 20, "count": 4, "dtype": "uint8"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(folder / "seed.png", "w", driver="PNG", **shape) as file:
+            file.write(field((4, 20, 20), "uint8"))
+    yield (folder / "seed.png").read_bytes()
+
+
+def _list_seeds(folder: Path) -> Iterator[bytes]:
+    yield b'["./a.tif", "/data/b.tif"]'
+    item = {"id": "x", "assets": {"data": {"href": "a.tif"}}}
+    yield json.dumps({"type": "FeatureCollection", "features": [item, {"href": "a.tif"}]}).encode()
+
+
+def _npz_seeds(folder: Path) -> Iterator[bytes]:
+    for save in (np.savez, np.savez_compressed):
+        save(folder / "a.npz", cube=np.arange(24.0).reshape(2, 3, 4))
+        yield (folder / "a.npz").read_bytes()
 
 
 def _npy_seeds(folder: Path) -> Iterator[bytes]:
@@ -163,23 +289,47 @@ def _npy_seeds(folder: Path) -> Iterator[bytes]:
         yield (folder / f"{number}.npy").read_bytes()
 
 
-TARGETS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Iterator[bytes]]]] = {
-    "segy": (read_segy, _segy_seeds),
-    "miniseed": (read_miniseed, _miniseed_seeds),
-    "window": (read_window, _window_seeds),
-    "metadata": (read_metadata_rows, _metadata_seeds),
-    "job": (read_job, _job_seeds),
-    "las": (read_well, _well_seeds),
-    "logs": (read_log_table, _log_table_seeds),
-    "catalogue": (read_catalogue, _catalogue_seeds),
-    "npy": (read_npy, _npy_seeds),
+@dataclass(frozen=True)
+class Target:
+    """A reader.
+
+    Attributes:
+        read: Reads a file.
+        seeds: Sound files, made in a folder.
+        name: Of the file, where its suffix decides how it is read.
+    """
+
+    read: Callable[[Path], None]
+    seeds: Callable[[Path], Iterator[bytes]]
+    name: str = "fuzzed"
+
+
+TARGETS = {
+    "segy": Target(read_segy, _segy_seeds),
+    "miniseed": Target(read_miniseed, _miniseed_seeds),
+    "window": Target(read_window, _window_seeds),
+    "metadata": Target(read_metadata_rows, _metadata_seeds),
+    "job": Target(read_job, _job_seeds),
+    "las": Target(read_well, _well_seeds),
+    "logs": Target(read_log_table, _log_table_seeds),
+    "catalogue": Target(read_catalogue, _catalogue_seeds),
+    "quakeml": Target(read_catalogue, _quakeml_seeds),
+    "npy": Target(read_npy, _npy_seeds),
+    "npz": Target(read_npz_member, _npz_seeds),
+    "raster": Target(read_raster, _raster_seeds),
+    "tile_list": Target(read_tile_list, _list_seeds),
+    "horizon": Target(read_horizon_file, _horizon_seeds),
+    "horizon_array": Target(read_horizon_array, _horizon_array_seeds, "fuzzed.npy"),
+    "sticks": Target(read_sticks, _stick_seeds),
+    "points": Target(read_points, _point_seeds),
+    "polygons": Target(read_polygons, _polygon_seeds),
 }
 
 
 def execute(target: str, data: bytes, folder: Path) -> None:
     """Let the target read these bytes; raises what is no error of ours."""
-    path = folder / NAME
+    path = folder / TARGETS[target].name
     path.write_bytes(data)
     with contextlib.suppress(GeobatchError), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        TARGETS[target][0](path)
+        TARGETS[target].read(path)
