@@ -53,6 +53,13 @@ def faults(survey_url: Path) -> list[tuple[str, str]]:
     return [(fault.fault, fault.action) for fault in read_quality(str(survey_url))]
 
 
+def test_columns_of_like_names_keep_their_own_numbers(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("time,latitude,longitude,a b,ab\n2020-01-01,1,2,3,4\n")
+    catalogue.ingest_source(str(tmp_path / "a.csv"), str(tmp_path / "survey"), catalogue.Options(), RUN)
+    survey = open_survey(str(tmp_path / "survey"))
+    assert (survey["a_b"].values[0], survey["ab"].values[0]) == (3, 4)
+
+
 def test_san_jacinto_catalogue_equals_pandas_and_comes_out_again(test_data: Path, tmp_path: Path) -> None:
     import pandas
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from label_files import GRID, painted
 
 from geobatch.errors import DataError, FormatError, UsageError
 from geobatch.formats.ingestion import verify_ingested
@@ -19,6 +21,7 @@ from geobatch.job import load_job, parse_job, run_job
 from geobatch.labels import LabelJob, layers
 from geobatch.labels.grid import LabelGrid
 from geobatch.labels.layers import LayerStack
+from geobatch.labels.spec import FaultSticks, HorizonFile, Polygons, Reflector
 from geobatch.shards import ArraySpec, create_arrays, finish_group
 from geobatch.survey import open_survey, survey_info
 from geobatch.train.data import open_labelled
@@ -250,6 +253,55 @@ def test_bad_files_are_told(survey: str, tmp_path: Path) -> None:
         stack(survey, {"layer": "fault_sticks", "label": "fault", "url": str(tmp_path / "far.txt")})
     with pytest.raises(UsageError, match="painted on volumes"):
         stack(raster(tmp_path / "raster", (4, 4)), {"layer": "zone", "label": "sand", "top": 3})
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "match"),
+    [
+        ("horizon.npy", b"", "no NumPy array"),
+        ("horizon.npy", b"PK\3\4" + bytes(60), "no NumPy array"),
+        ("horizon.npy", b"\x93NUMPY\x01\x00\x0a\x00{'descr': '", "header of the array"),
+        ("horizon.txt", b"100 300 4\n1e308 300 4\n-1e308 -1e308 4\n1e308 -1e308 5\n", "no triangles"),
+        ("horizon.txt", b"1 2 3\n1 2\n", "no horizon file"),
+        ("horizon.txt", b"# nothing\n", "no pick"),
+    ],
+)
+def test_bad_horizon_is_told(name: str, body: bytes, match: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(body)
+    file = HorizonFile(url=str(tmp_path / name), inline=(100, 1), crossline=(300, 1))
+    with pytest.raises(DataError, match=match):
+        painted(Reflector(layer="horizon", label="a", horizon=file))
+
+
+def test_sticks_far_off_the_survey_paint_what_near_ones_do(tmp_path: Path) -> None:
+    """Two vertical sticks make a plane; how far it goes on beyond the survey changes nothing inside."""
+    x, y = GRID.maps
+    maps = []
+    for number, reach in enumerate((150, 30_000)):
+        lines = []
+        for stick, i in enumerate((0, 17)):
+            for z in (16.0 - 4 * reach, 80.0 + 4 * reach):
+                lines.append(f"{x[i, 6]} {y[i, 6]} {z} {stick}")
+        (tmp_path / f"{number}.txt").write_text("\n".join(lines))
+        maps.append(painted(FaultSticks(layer="fault_sticks", label="a", url=str(tmp_path / f"{number}.txt"))))
+    assert (maps[0][:, 6] == 0).all() and (maps[0][:, 9] == 255).all()
+    np.testing.assert_array_equal(*maps)
+
+
+def test_polygons_never_lead_to_another_file(tmp_path: Path) -> None:
+    """A GDAL VRT or a streamed algorithm names the file to read; by its first bytes it is no file of shapes."""
+    geopandas, shapely = pytest.importorskip("geopandas"), pytest.importorskip("shapely")
+    secret = tmp_path / "secret.geojson"
+    geopandas.GeoDataFrame(geometry=[shapely.box(0, 0, 400, 400)], crs=GRID.crs).to_file(secret)
+    layer = {"layer": "polygons", "label": "a"}
+    assert (painted(Polygons(url=str(secret), **layer)) == 0).any()
+    source = f"<SrcDataSource>{secret}</SrcDataSource>"
+    vrt = f"<OGRVRTDataSource><OGRVRTLayer name='secret'>{source}</OGRVRTLayer></OGRVRTDataSource>"
+    algorithm = {"type": "gdal_streamed_alg", "command_line": f"gdal vector pipeline ! read {secret}"}
+    for name, body in (("a.geojson", vrt), ("a.vrt", vrt), ("a.gdalg.json", json.dumps(algorithm))):
+        (tmp_path / name).write_text(body)
+        with pytest.raises(FormatError, match="no file of shapes"):
+            painted(Polygons(url=str(tmp_path / name), **layer))
 
 
 def test_seabed_of_penobscot_becomes_labels(test_data: Path, tmp_path: Path) -> None:

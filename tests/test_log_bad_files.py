@@ -78,6 +78,15 @@ def broken_zip() -> bytes:
     return bytes(body)
 
 
+def broken_deflate() -> bytes:
+    """Compressed samples of which a part is noise."""
+    sink = io.BytesIO()
+    np.savez_compressed(sink, a=np.random.default_rng(0).integers(0, 9, (50, 20, 20)))
+    body = bytearray(sink.getvalue())
+    body[200:260] = b"\xff" * 60
+    return bytes(body)
+
+
 # Name, suffix, body, and the words of the error.
 REFUSED: list[tuple[str, str, str | bytes, str]] = [
     ("LAS of zero bytes", "las", b"", "file is empty"),
@@ -143,6 +152,13 @@ REFUSED: list[tuple[str, str, str | bytes, str]] = [
     ("npz without the member", "npz", npz(a=np.zeros((2, 2, 2)), b=np.zeros(2)), "no such member"),
     ("npz that is no archive", "npz", b"PK" + bytes(100), "archive does not read"),
     ("npz with a broken member", "npz", broken_zip(), "does not read|no NumPy array"),
+    ("npz with a broken member in deflate", "npz", broken_deflate(), "does not read|does not inflate"),
+    (
+        "npz with a broken member that says it is encrypted",
+        "npz",
+        npz(a=np.zeros(3)).replace(b"PK\1\2-\3-\0\0\0", b"PK\1\2-\3-\0\1\0"),
+        "not read",
+    ),
     ("NetCDF that is none", "nc", b"CDF\x01" + bytes(100), "no NetCDF 4"),
     ("HDF5 cut short", "h5", b"\x89HDF\r\n\x1a\n" + bytes(40), "does not read"),
 ]

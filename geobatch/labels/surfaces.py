@@ -26,7 +26,7 @@ MARGIN = 64
 """Cells around the survey whose surroundings, the largest `radius` of fault sticks, reach into it."""
 LONGEST_STICK = 2**17
 LARGEST_SURFACE = 2**24
-SURFACE_PIECE = 2**18
+SURFACE_PIECE = 2**16
 """Samples of one stick, of the surface between two, and of what is held at a time."""
 CHARISMA = re.compile(rb"INLINE-\s*\S+\s+XLINE-\s*\S+\s+(\S+)\s+(\S+)\s+(\S+)\s+(\S+)\s+(\d+)")
 
@@ -116,7 +116,8 @@ def fault_cells(url: str, grid: LabelGrid) -> npt.NDArray[np.int32]:
     samples = grid.samples
     if samples is None:
         raise UsageError("fault sticks are painted on volumes", where=url, measured="a raster")
-    found, every = [], []
+    found: list[npt.NDArray[np.int64]] = []
+    every: list[Floats] = []
     step = float(samples[-1] - samples[0]) / max(len(samples) - 1, 1) or 1.0
     for fault, sticks in _read_sticks(url).items():
         lines = []
@@ -124,16 +125,17 @@ def fault_cells(url: str, grid: LabelGrid) -> npt.NDArray[np.int32]:
             x, y, z = np.array(sorted(points, key=lambda point: point[2]), np.float64).T
             lines.append(np.column_stack([*grid.positions(x, y), (z - samples[0]) / step]))
         pairs = itertools.pairwise(lines) if len(lines) > 1 else [(lines[0], lines[0])]
-        found += [_between(one, other, grid.shape, f"{url}, fault {fault!r}") for one, other in pairs]
+        for one, other in pairs:
+            found = _merged(found, _between(one, other, grid.shape, f"{url}, fault {fault!r}"))
         every += lines
     padded = [n + 2 * MARGIN for n in grid.shape]
     cells = np.column_stack(np.unravel_index(np.unique(np.concatenate(found)), padded)).astype(np.int32) - MARGIN
     if not ((cells >= 0) & (cells < grid.shape)).all(axis=1).any():
-        points = np.rint(np.concatenate(every))
+        corners = np.rint(np.concatenate(every))
         raise DataError(
             "fault sticks lie off the survey",
             where=url,
-            measured=f"points in cells {points.min(axis=0).tolist()} to {points.max(axis=0).tolist()}",
+            measured=f"points in cells {corners.min(axis=0).tolist()} to {corners.max(axis=0).tolist()}",
             limit=f"0 to {[n - 1 for n in grid.shape]}",
             remedy="Check coordinates and the vertical unit.",
         )
@@ -154,20 +156,49 @@ def _between(one: Floats, other: Floats, shape: Sequence[int], where: str) -> np
         raise _too_large(where, f"a stick or a gap of {span:.4g} cells", LONGEST_STICK // SAMPLES_PER_CELL)
     share = np.linspace(0, 1, int(np.ceil(SAMPLES_PER_CELL * span)) + 1)
     first, second = _along_line(one, share), _along_line(other, share)
-    across = np.linspace(0, 1, int(np.ceil(SAMPLES_PER_CELL * np.abs(first - second).max())) + 1)[:, None]
-    if share.size * across.size > LARGEST_SURFACE:
-        count = share.size * across.size // SAMPLES_PER_CELL**2
-        raise _too_large(where, f"{count} cells", LARGEST_SURFACE // SAMPLES_PER_CELL**2)
-    found = []
+    count = int(np.ceil(SAMPLES_PER_CELL * np.abs(first - second).max()))
+    begin, end = _near(first, second, shape, count)
+    shares, reach = np.linspace(0, 1, count + 1), np.cumsum(end - begin)
+    if reach[-1] > LARGEST_SURFACE:
+        raise _too_large(where, f"{reach[-1] // SAMPLES_PER_CELL**2} cells", LARGEST_SURFACE // SAMPLES_PER_CELL**2)
+    found: list[npt.NDArray[np.int64]] = []
     padded = [n + 2 * MARGIN for n in shape]
-    step = max(1, SURFACE_PIECE // across.size)
-    for start in range(0, share.size, step):
-        part = slice(start, start + step)
-        surface = first[part, None] * (1 - across) + second[part, None] * across
-        cells = np.rint(surface.reshape(-1, 3)) + MARGIN
+    edges = np.searchsorted(reach, np.arange(SURFACE_PIECE, reach[-1] + SURFACE_PIECE, SURFACE_PIECE)) + 1
+    for start, stop in itertools.pairwise([0, *np.unique(edges.clip(max=share.size)).tolist()]):
+        lengths = (end - begin)[start:stop]
+        row = np.repeat(np.arange(start, stop), lengths)
+        across = np.arange(row.size) - np.repeat(np.cumsum(lengths) - lengths - begin[start:stop], lengths)
+        along = shares[across, None]
+        cells = np.rint(first[row] * (1 - along) + second[row] * along) + MARGIN
         near = cells[((cells >= 0) & (cells < padded)).all(axis=1)].astype(np.int64)
-        found.append(np.unique(np.ravel_multi_index(tuple(near.T), padded)))
-    return np.unique(np.concatenate(found))
+        found = _merged(found, np.unique(np.ravel_multi_index(tuple(near.T), padded)))
+    return np.unique(np.concatenate([np.empty(0, np.int64), *found]))
+
+
+def _merged(found: list[npt.NDArray[np.int64]], more: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """The arrays of cells and one more; brought together now and then, so that what they share is held once."""
+    found = [*found, more]
+    if sum(map(len, found[1:])) > max(len(found[0]), SURFACE_PIECE):
+        found = [np.unique(np.concatenate(found))]
+    return found
+
+
+def _near(first: Floats, second: Floats, shape: Sequence[int], count: int) -> tuple[npt.NDArray[np.int64], ...]:
+    """The first sample and the last + 1 of each straight line `(line, 3)` that can lie on the survey or near it.
+
+    Lines have samples 0 to `count`; they are clipped to a box (Liang & Barsky 1984), with a sample to spare.
+    """
+    low, high = np.full(3, -MARGIN - 1.0), np.array(shape) + float(MARGIN)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        crossings = np.sort([(low - first) / (second - first), (high - first) / (second - first)], axis=0)
+    # A line along a face of the box is inside of it everywhere, or nowhere.
+    level = first == second
+    inside = np.where((first >= low) & (first <= high), -np.inf, np.inf)
+    enter = np.where(level, inside, crossings[0]).max(axis=1).clip(0, 1)
+    leave = np.where(level, -inside, crossings[1]).min(axis=1).clip(0, 1)
+    begin = np.maximum(np.floor(enter * count).astype(np.int64) - 1, 0)
+    end = np.minimum(np.ceil(leave * count).astype(np.int64) + 2, count + 1)
+    return begin, np.maximum(end, begin)
 
 
 def _too_large(where: str, measured: str, limit: int) -> DataError:
