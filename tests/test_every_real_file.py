@@ -58,7 +58,7 @@ def test_every_picture_equals_rasterio(folder: str, part: str, test_data: Path, 
         np.testing.assert_array_equal(values.values, held[~np.array(alpha)])
     for source in sources[:2]:
         url = str(tmp_path / source.stem)
-        seen, kept = raster.inspect_source(str(source), raster.Options(**PICTURES)), inspect_survey(url)
+        seen, kept = raster.inspect_source(str(source), raster.Options(**PICTURES)).told, inspect_survey(url)
         assert [band["mean"] for band in seen["bands"]] == pytest.approx([band["mean"] for band in kept["bands"]])
 
 
