@@ -29,8 +29,8 @@ from geobatch.formats.miniseed_piece import pieces
 from geobatch.formats.miniseed_scan import list_source, parts_of, scan_part
 from geobatch.formats.raster import Options as RasterOptions
 from geobatch.formats.raster import grid_of
-from geobatch.formats.raster_read import read_cells
 from geobatch.formats.raster_header import read_tile
+from geobatch.formats.raster_read import read_cells
 from geobatch.formats.raster_source import find_source
 from geobatch.formats.raster_survey import axes, describe_values, raster_specs
 from geobatch.formats.raster_tiles import listed
