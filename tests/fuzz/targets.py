@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from label_files import GRID, painted
@@ -38,6 +39,7 @@ from geobatch.formats.segy_inspect import inspect_file
 from geobatch.formats.windows_npz import describe, read_npz
 from geobatch.formats.windows_seisbench import read_metadata
 from geobatch.job import load_job
+from geobatch.labels import surfaces
 from geobatch.labels.spec import FaultSticks, HorizonFile, Points, Polygons, Reflector
 from geobatch.labels.surfaces import Depths
 
@@ -131,8 +133,9 @@ def read_horizon_array(path: Path) -> None:
 
 
 def read_sticks(path: Path) -> None:
-    """Fault sticks up to their cells."""
-    painted(FaultSticks(layer="fault_sticks", label="a", url=str(path)))
+    """Fault sticks up to their cells; with lower limits, since a surface at the limit takes seconds."""
+    with patch.multiple(surfaces, LONGEST_STICK=2**13, LARGEST_SURFACE=2**16):
+        painted(FaultSticks(layer="fault_sticks", label="a", url=str(path)))
 
 
 def read_points(path: Path) -> None:
