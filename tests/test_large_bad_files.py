@@ -206,8 +206,8 @@ BAD: dict[tuple[str, str], tuple[Callable[[Path], None], str | None]] = {
     ("logs", "a row of four million columns"): (flooded("depth (m),GR\n1,2\n" + "," * SIZE), "does not read"),
     ("logs", "a header of two million columns"): (flooded("depth (m)" + ",x" * (SIZE // 2) + "\n"), "too many columns"),
     ("logs", "a quote that never ends"): (flooded('depth (m),GR\n1,2\n"' + "1,2\n" * MIB), "does not read"),
-    ("catalogue", "1,000 columns of one name"): (
-        flooded(TABLE.replace("\n", ",x" * 1000 + "\n", 1).replace("3.5", "3.5" + "," * 1000) + "\n" * MIB),
+    ("catalogue", "600 columns of one name"): (
+        flooded(TABLE.replace("\n", ",x" * 600 + "\n", 1).replace("3.5", "3.5" + "," * 600) + "\n" * MIB),
         None,
     ),
     ("catalogue", "a row of four million columns"): (flooded(TABLE + "," * SIZE), "does not read"),

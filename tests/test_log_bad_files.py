@@ -222,6 +222,7 @@ GR = [50.0, 51.0, 52.0]
 TEXT_NULL = (V + W + C).replace("-999.25", "NaN") + "~A\n1 NaN 2\n2 7 NaN\n"
 UNEVEN = GOOD_LAS + "101.5 1\n102 5 2 9\n102.5 53 2.4\n"
 LATIN_TABLE = TABLE.replace("\n", ",place\n", 1).replace("3.5\n", "3.5,Jølster\n").encode("latin-1")
+LATE = events(1, 2).replace("2020-01-02", "4040-01-01")
 NONSENSE = events(1, 2).replace("<value>2</value>", "<value>x</value>")
 FORTRAN = npy(np.asfortranarray(np.arange(8.0).reshape(2, 2, 2)))
 # Name, suffix, body, a variable, its values, and words of the quality table.
@@ -263,6 +264,7 @@ RECOVERED: list[tuple[str, str, str | bytes, str, list[float], str]] = [
     ("catalogue with 30 February", "csv", TABLE + "2020-02-30,1,2,3,4\n", "magnitude", [3.5], "no origin time"),
     ("catalogue of the year 9999", "csv", TABLE + "9999-01-01,1,2,3,4\n", "magnitude", [3.5], "no origin time"),
     ("QuakeML with an event off the Earth", "xml", events(1, 95, 3), "latitude", [1, 3], "latitude 95"),
+    ("QuakeML with an event of the year 4040", "xml", LATE, "latitude", [1], "no origin time"),
     ("QuakeML with an event of nonsense", "xml", NONSENSE, "latitude", [1], ""),
     ("npy in Fortran order", "npy", FORTRAN, "amplitude", list(range(8)), ""),
 ]  # fmt: skip

@@ -16,7 +16,7 @@ import numpy as np
 
 from geobatch.errors import FormatError
 from geobatch.formats.catalogue_events import NUMBERS, WORDS, Events, RowFaults, sound_events
-from geobatch.formats.catalogue_table import NAT
+from geobatch.formats.catalogue_table import FURTHEST_S, NAT
 from geobatch.formats.libraries import need
 from geobatch.formats.tables import open_object
 
@@ -149,7 +149,7 @@ def _row(event: Any) -> dict[str, Any]:
     if origin is not None:
         quality = origin.quality
         row |= {
-            "time": NAT if origin.time is None else origin.time._ns,
+            "time": _nanoseconds(origin.time),
             "latitude": origin.latitude,
             "longitude": origin.longitude,
             "depth_km": _scaled(origin.depth, KM_PER_M),
@@ -167,6 +167,11 @@ def _row(event: Any) -> dict[str, Any]:
             "magnitude_error": _uncertainty(magnitude.mag_errors),
         }
     return row
+
+
+def _nanoseconds(time: Any) -> int:
+    """Nanoseconds since 1970, missing where 64 bits cannot hold them."""
+    return NAT if time is None or abs(time._ns) > FURTHEST_S * 10**9 else int(time._ns)
 
 
 def _uncertainty(errors: Any) -> float | None:

@@ -53,6 +53,8 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 CALENDAR = ("year", "month", "day", "hour", "minute", "second")
 NAT = np.iinfo(np.int64).min
+# Nanoseconds in 64 bits reach from 1678 to 2262.
+FURTHEST_S = 9_214_646_400
 METRES_LIMIT_KM = 800.0
 # A second of 60 stands for a leap second, or for rounding up: both are the start of the next.
 _SIXTY = re.compile(r"^(.*[:T ]\d{1,2}:\d{2}):60(\.\d+)?(.*)$")
@@ -217,7 +219,7 @@ def _nanoseconds(times: Any) -> npt.NDArray[np.int64]:
     """Int64 nanoseconds of a pandas series; what lies beyond 1678 to 2262 cannot be held and is missing."""
     naive = np.array(times.dt.tz_convert(None).to_numpy())
     seconds = naive.astype("datetime64[s]").astype(np.int64)
-    beyond = np.isnat(naive) | (np.abs(seconds) > 9_214_646_400)
+    beyond = np.isnat(naive) | (np.abs(seconds) > FURTHEST_S)
     naive[beyond] = np.datetime64(0, "s")
     return np.where(beyond, NAT, naive.astype("datetime64[ns]").astype(np.int64))
 
@@ -235,7 +237,7 @@ def _epoch(words: Words) -> npt.NDArray[np.int64] | None:
             value = Decimal(word) if re.fullmatch(r"-?\d{1,10}(\.\d*)?", word) else None
         except InvalidOperation:
             value = None
-        if value is not None and abs(value) < 9_214_646_400:
+        if value is not None and abs(value) < FURTHEST_S:
             found[position] = int(value * 10**9)
     return found
 
