@@ -337,6 +337,8 @@ def test_command_writes_the_page_into_a_bucket(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     path = write_segy(tmp_path / "a.sgy", amplitudes((4, 5, 20)))
+    # It must not end the test session's cluster.
+    monkeypatch.setattr("geobatch.cluster.disconnect", lambda: None)
     monkeypatch.setattr(sys, "argv", ["geobatch", "inspect", str(path), "--html", f"{s3}/pages/a.html", "--json"])
     with pytest.raises(SystemExit) as end:
         cli.main()

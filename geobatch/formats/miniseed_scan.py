@@ -170,12 +170,13 @@ def stretches(records: Records, rows: npt.NDArray[np.int64], channel: int) -> np
 
 def nominal_rates(rates: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Each rate, or the whole number of samples per second, or of seconds per sample, within 1e-4 of it."""
+    # Rounded first, so that the nominal rate of a nominal rate is itself.
+    rates = np.array([float(f"{rate:.6g}") for rate in rates.tolist()])
     whole = np.maximum(np.round(rates), 1)
     period = np.maximum(np.round(1 / rates), 1)
     near = np.abs(rates - whole) <= SAME_RATE * rates
     slow = np.abs(1 / rates - period) <= SAME_RATE / rates
-    rounded = np.array([float(f"{rate:.6g}") for rate in rates.tolist()])
-    return np.where(near, whole, np.where(slow, 1 / period, rounded))
+    return np.where(near, whole, np.where(slow, 1 / period, rates))
 
 
 def _segments(own: Records, rate: npt.NDArray[np.float64], before: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

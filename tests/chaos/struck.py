@@ -106,7 +106,9 @@ class Run:
         """The points that its processes came by, in order."""
         if not self.trace.exists():
             return []
-        lines = [line.split(maxsplit=3) for line in self.trace.read_text().splitlines()]
+        # The last line may be on its way still.
+        whole = self.trace.read_text().rpartition("\n")[0]
+        lines = [line.split(maxsplit=3) for line in whole.splitlines()]
         points = [Passed(role, int(process_id), int(number), point) for role, process_id, number, point in lines]
         return [p for p in points if p.role.startswith(role) and p.point.startswith(begins)]
 
