@@ -102,8 +102,13 @@ def claims(width: int, height: int, **options: Any) -> Callable[[Path], Path]:
     return write
 
 
-def many_bands(folder: Path) -> Path:
-    return patched_tag(write_tiff(folder / "a.tif", field((2, 64, 64), "uint8"), **tiled()), 277, 65535)
+def bands(claimed: int, count: int = 1, **options: Any) -> Callable[[Path], Path]:
+    """A file of so many bands that claims others."""
+
+    def write(folder: Path) -> Path:
+        return patched_tag(write_tiff(folder / "a.tif", field((count, 64, 64), "uint8"), **options), 277, claimed)
+
+    return write
 
 
 def corrupt_block(folder: Path) -> Path:
@@ -202,7 +207,10 @@ BAD: dict[str, Bad] = {
     "header claims 10^9 cells a side in strips": Bad(claims(10**9, 10**9), FormatError, ""),
     "header claims 10^9 cells a side in tiles": Bad(claims(10**9, 10**9, **tiled()), FormatError, ""),
     "header claims a strip of 10^9 cells": Bad(claims(10**9, 64, compress="deflate"), DataError, ""),
-    "header claims 65535 bands": Bad(many_bands, FormatError, ""),
+    "header claims 65535 bands": Bad(bands(65535, 2, **tiled()), FormatError, ""),
+    # Found by fuzzing: a file of 329 bytes and 3,841 bands, each of whose blocks was told once per band.
+    "header claims 3,841 bands": Bad(bands(3841), FormatError, "more bands"),
+    "header claims 800 bands": Bad(bands(800, blockysize=1), FormatError, "header claims more"),
     "header claims ten times its rows": Bad(claims(64, 640, **tiled()), None, "is not in the file", valid=0.1),
     "complex numbers": Bad(tiff(field((64, 64)).astype(np.complex64)), FormatError, "complex"),
     "one corrupt internal tile": Bad(corrupt_block, None, "does not decode", valid=15 / 16),

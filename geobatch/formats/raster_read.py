@@ -180,8 +180,12 @@ def _read_whole(
     dtype = dataset.dtypes[tile.bands[0] - 1]
     raw, mask = np.full(shape, invalid_number(dtype, tile.nodata[0]), dtype), np.zeros(shape, np.bool_)
     bad = []
+    # GDAL tells of a block that does not read once for each band: one band is asked first.
+    first = dataclasses.replace(tile, bands=tile.bands[:1], nodata=tile.nodata[:1])
     for part in cut_at_blocks(window, block or (SMALLEST_SIDE, SMALLEST_SIDE)):
-        found = None if part in torn else _read(opened, dataset, tile, part)
+        found = None if part in torn else _read(opened, dataset, first, part)
+        if found is not None and first.bands != tile.bands:
+            found = _read(opened, dataset, tile, part)
         if found is None:
             bad.append(part)
             continue

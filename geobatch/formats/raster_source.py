@@ -35,8 +35,11 @@ MOST_PACKED = 20_000
 AXIS_BYTES = 8
 MOST_AXES = 4
 SMALL_BYTES = 2**20
-# Every band is objects of its own.
+# Every band is objects of its own. A TIFF tells three numbers of two bytes of each.
+BAND_BYTES = 6
 MOST_BANDS = 4096
+# Of a file without compression that was cut off, this part at least is there.
+MOST_CUT_OFF = 100
 MASK_SUFFIX = ".msk"
 DRIVERS = {
     b"II*\0": "GTiff",
@@ -284,6 +287,15 @@ def damaged(where: str, error: Exception) -> FormatError:
 
 def _refuse_impossible(dataset: Any, source: Source) -> None:
     """Refuse a header that claims more than the file can hold, before anything is sized by it."""
+    most_bands = min(MOST_BANDS, source.size_bytes // BAND_BYTES)
+    if dataset.count > most_bands:
+        raise FormatError(
+            "raster has more bands than any instrument, or than the file can hold",
+            where=source.url,
+            measured=dataset.count,
+            limit=most_bands,
+            remedy="Copy it again from where it came, or ingest its bands in several files.",
+        )
     rows, columns = dataset.block_shapes[0]
     planes = 1 if dataset.interleaving and dataset.interleaving.name == "pixel" else dataset.count
     blocks = math.ceil(dataset.height / rows) * math.ceil(dataset.width / columns) * planes
@@ -303,21 +315,15 @@ def _refuse_impossible(dataset: Any, source: Source) -> None:
             limit=f"{max(MOST_AXES * source.size_bytes, SMALL_BYTES) // AXIS_BYTES} in both together",
             remedy="Copy it again from where it came.",
         )
-    if dataset.count > MOST_BANDS:
-        raise FormatError(
-            "raster has more bands than any instrument",
-            where=source.url,
-            measured=dataset.count,
-            limit=MOST_BANDS,
-            remedy="Copy it again from where it came, or ingest its bands in several files.",
-        )
     whole_bytes = dataset.height * dataset.width * dataset.count * _item_bytes(dataset.dtypes[0])
-    if whole_bytes > max(MOST_PACKED * source.size_bytes, BLOCK_BYTES):
+    plain = dataset.driver == "GTiff" and dataset.tags(ns="IMAGE_STRUCTURE").get("COMPRESSION") is None
+    packed = MOST_CUT_OFF if plain else MOST_PACKED
+    if whole_bytes > max(packed * source.size_bytes, SMALL_BYTES if plain else BLOCK_BYTES):
         raise FormatError(
             "header claims more than the file can hold",
             where=source.url,
             measured=f"{dataset.count} bands of {dataset.width} x {dataset.height}, {whole_bytes / 2**30:.1f} GiB",
-            limit=f"{MOST_PACKED} times the {source.size_bytes} bytes of the file",
+            limit=f"{packed} times the {source.size_bytes} bytes of the file",
             remedy="Copy it again from where it came; leave out files without a single written block.",
         )
     block_bytes = rows * columns * _item_bytes(dataset.dtypes[0]) * (dataset.count if planes == 1 else 1)

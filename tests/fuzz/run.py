@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import argparse
 import operator
+import os
+import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,14 +54,22 @@ def main() -> None:
         corpus.mkdir()
         for number, seed in enumerate(TARGETS[options.target].seeds(folder)):
             (corpus / f"seed-{number}").write_bytes(seed)
-        limits = [f"-runs={options.runs}", "-timeout=10", "-rss_limit_mb=2048", "-max_len=65536", "-seed=1"]
+        limits = ["-timeout=10", "-rss_limit_mb=2048", "-max_len=65536", "-seed=1"]
         artifacts = f"-artifact_prefix={Path.cwd()}/{options.target}-"
+        begun, executed = time.monotonic(), 0
 
         def once(data: bytes) -> None:
+            nonlocal executed
             # atheris sets its hook as fuzzing begins.
             if atheris._trace_cmp.__name__ != "compare":
                 atheris._trace_cmp = heard(atheris._trace_cmp)
             execute(options.target, data, folder)
+            executed += 1
+            if executed == options.runs:
+                print(f"{options.target}: {executed} executions in {time.monotonic() - begun:.0f} s", flush=True)
+                shutil.rmtree(folder)
+                # libFuzzer's own end waits for threads of Arrow that never end.
+                os._exit(0)
 
         atheris.Setup([sys.argv[0], *limits, artifacts, str(corpus)], once)
         atheris.Fuzz()
