@@ -80,12 +80,13 @@ def inspect(
     from geobatch.job import with_overrides
 
     found = look(url, format_name=format_name, options=with_overrides({}, options or []))
+    # The page comes first: whoever reads the text may stop after its first lines.
+    if page is not None:
+        messages.print(f"Page written to {write_page(found, page)}", markup=False)
     if as_json:
         _print_result(found.told, True)
     else:
         print(render_text(found.told))
-    if page is not None:
-        messages.print(f"Page written to {write_page(found, page)}", markup=False)
 
 
 @app.command()
