@@ -13,11 +13,11 @@ from rich.table import Table
 from geobatch.formats import find_format, format_of, parse_options
 from geobatch.formats.catalogue_inspect import catalogue_rows, inspect_catalogue
 from geobatch.formats.findings import suspicious
-from geobatch.formats.lazy import Inspected
 from geobatch.formats.logs_inspect import inspect_wells, well_rows
 from geobatch.formats.miniseed_inspect import inspect_waveforms, waveform_rows
 from geobatch.formats.raster_inspect import raster_classes, raster_quality, raster_rows
 from geobatch.formats.seismic_inspect import EXACT_BYTES, axes_figures, exact_percentiles, sample_of, seismic_quality
+from geobatch.formats.spec import Inspected
 from geobatch.formats.windows_survey import inspect_windows, window_rows
 from geobatch.preprocess.statistics import class_counts
 from geobatch.sample import sample_traces

@@ -21,7 +21,7 @@ from segy_files import write_segy
 from geobatch.cli import main
 from geobatch.errors import DataError, IntegrityError, NotFoundError, TransientError
 from geobatch.fanout import open_fanout
-from geobatch.formats import ingest_job, segy_ingest
+from geobatch.formats import ingest_job, segy_columns, segy_ingest
 from geobatch.formats.ingestion import (
     Fault,
     Written,
@@ -31,11 +31,11 @@ from geobatch.formats.ingestion import (
     repair_ingested,
     store_shard,
     verify_ingested,
-    versions_of,
 )
 from geobatch.formats.manifest import MANIFEST, MANIFEST_SUM
 from geobatch.formats.segy_ingest import ingest
 from geobatch.formats.spec import IngestJob
+from geobatch.formats.versions import versions_of
 from geobatch.lease import LEASE, Control
 from geobatch.shards import ArraySpec
 from geobatch.storage import open_storage, patience
@@ -64,15 +64,15 @@ def shard_bytes(url: str) -> dict[str, bytes]:
 def count_columns(monkeypatch: pytest.MonkeyPatch, fail_at: int = 0) -> list[tuple[int, int]]:
     """The columns that are read from now on; the one with that number fails."""
     seen: list[tuple[int, int]] = []
-    own = segy_ingest.read_column
+    own = segy_columns.read_columns
 
-    def read(column: Any, file: Any) -> Any:
-        seen.append(column.index)
+    def read(columns: Any, file: Any) -> Any:
+        seen.extend(column.index for column in columns)
         if len(seen) == fail_at:
             raise TransientError("storage went away")
-        return own(column, file)
+        return own(columns, file)
 
-    monkeypatch.setattr(segy_ingest, "read_column", read)
+    monkeypatch.setattr(segy_columns, "read_columns", read)
     return seen
 
 
@@ -321,10 +321,11 @@ def test_killed_ingest_goes_on(tmp_path: Path) -> None:
     whole = str(tmp_path / "whole")
     ingest(source, whole, **GRID)
     script = (
-        "import sys, time; from geobatch.formats import segy_ingest, ingestion; ingestion.FLUSH_INTERVAL_S = 0.0\n"
-        "own = segy_ingest.read_column\n"
-        "def slow(column, file): time.sleep(0.1); return own(column, file)\n"
-        "segy_ingest.read_column = slow\n"
+        "import sys, time; from geobatch.formats import segy_columns, segy_ingest, ingestion\n"
+        "ingestion.FLUSH_INTERVAL_S = 0.0\n"
+        "own = segy_columns.read_columns\n"
+        "def slow(columns, file): time.sleep(0.1); return own(columns, file)\n"
+        "segy_columns.read_columns = slow\n"
         "segy_ingest.ingest(sys.argv[1], sys.argv[2], chunk=(4, 4, 16), shard=(4, 4, 16))"
     )
     for stored in (3, 9):

@@ -21,8 +21,7 @@ from zarr.abc.store import RangeByteRequest
 
 from geobatch import cli, sample
 from geobatch.formats import ingest, ingest_job, seismic_inspect, waveform_sample
-from geobatch.formats.lazy import Inspected
-from geobatch.formats.spec import IngestJob
+from geobatch.formats.spec import IngestJob, Inspected
 from geobatch.formats.waveform_sample import read_availability
 from geobatch.inspect import inspect_survey, look, render_text, write_page
 from geobatch.report.figures import Panel

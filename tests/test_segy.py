@@ -16,8 +16,9 @@ from geobatch.errors import FormatError, GeometryError, NotFoundError, UsageErro
 from geobatch.fanout import open_fanout
 from geobatch.formats.ibm import decode_ibm, encode_ibm
 from geobatch.formats.segy import SegyLayout, decode_samples, encode_samples, open_segy
+from geobatch.formats.segy_columns import runs
 from geobatch.formats.segy_geometry import Grid, coordinates, fit_bin_grid, make_grid
-from geobatch.formats.segy_ingest import runs, scan
+from geobatch.formats.segy_ingest import scan
 from geobatch.formats.segy_meaning import judge
 from geobatch.formats.segy_scan import (
     TraceTable,

@@ -13,9 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from geobatch.errors import UsageError
-from geobatch.formats.lazy import Inspected
 from geobatch.formats.segy_ingest import ingest
-from geobatch.formats.spec import IngestJob, IngestOptions, IngestRun
+from geobatch.formats.spec import IngestJob, IngestOptions, IngestRun, Inspected
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from geobatch.formats.arrays_npy import NpySource, open_npy, open_npz
 from geobatch.formats.arrays_stored import StoredSource, open_hdf_array, open_zarr_array
 from geobatch.formats.arrays_survey import NUMERICAL_VERSION, Target, describe, live_mask, make_target
 from geobatch.formats.ingestion import Fault, Written, ingesting, store_shard
-from geobatch.formats.lazy import Inspected, Key, enclosing, lazy_array
-from geobatch.formats.spec import IngestOptions, IngestRun
+from geobatch.formats.lazy import Key, enclosing, lazy_array
+from geobatch.formats.spec import IngestOptions, IngestRun, Inspected
 from geobatch.moments import PartialMoments, merge_moments, partial_moments
 from geobatch.shards import shard_grid, shard_region
 from geobatch.storage import absolute_url, open_storage, split_url

@@ -31,8 +31,7 @@ from geobatch.formats.catalogue_events import (
 from geobatch.formats.catalogue_quakeml import read_quakeml
 from geobatch.formats.catalogue_table import read_table
 from geobatch.formats.ingestion import Fault, Written, ingesting, store_shard
-from geobatch.formats.lazy import Inspected
-from geobatch.formats.spec import IngestOptions, IngestRun
+from geobatch.formats.spec import IngestOptions, IngestRun, Inspected
 from geobatch.formats.tables import list_sources, open_object
 from geobatch.moments import figures, partial_moments
 from geobatch.shards import ArraySpec

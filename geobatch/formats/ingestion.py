@@ -16,16 +16,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from geobatch.errors import DataError, TransientError, UsageError
+from geobatch.errors import TransientError, UsageError
 from geobatch.fanout import FanOut, in_order
 from geobatch.formats.ingest_check import repair_ingested as repair_ingested
 from geobatch.formats.ingest_check import verify_ingested as verify_ingested
@@ -48,16 +50,17 @@ from geobatch.formats.manifest import Stored as Stored
 from geobatch.formats.manifest import Written as Written
 from geobatch.formats.manifest import is_ingested as is_ingested
 from geobatch.formats.manifest import read_quality as read_quality
+from geobatch.formats.versions import require_unchanged
 from geobatch.lease import LEASE, Control, leased
 from geobatch.proof import batch_name, parquet_bytes
 from geobatch.shards import ArraySpec, Index, array_objects, encode_shard, group_metadata, shard_key
-from geobatch.storage import open_storage, split_url
+from geobatch.storage import open_storage
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 FLUSH_INTERVAL_S = 5.0
-LOOKERS = 16
+STORERS = 4
 
 
 class Ingestion:
@@ -140,15 +143,40 @@ class Ingestion:
             task_bytes: Most memory of one task.
             on_piece: Hears of each piece when it is done.
         """
+        one = partial(_one, function)
+        return self.write_together(
+            one, pieces, range(len(pieces)), fanout=fanout, task_bytes=task_bytes, on_piece=on_piece
+        )
+
+    def write_together(
+        self,
+        function: Callable[[Sequence[Item]], Sequence[Written]],
+        pieces: Sequence[Item],
+        groups: Sequence[Hashable],
+        *,
+        fanout: FanOut,
+        task_bytes: int,
+        on_piece: Callable[[Item], None] = lambda piece: None,
+    ) -> list[Written]:
+        """As `write`; pieces of equal `groups` that are missing go into one task, which may change from run to run."""
         self._written = self._held() if self.resumed else {}
-        for number in self._written:
-            on_piece(pieces[number])
-        missing = [number for number in range(len(pieces)) if number not in self._written]
+        missing: dict[Hashable, list[int]] = {}
+        for number, group in enumerate(groups):
+            if number in self._written:
+                on_piece(pieces[number])
+            else:
+                missing.setdefault(group, []).append(number)
+        tasks = list(missing.values())
+        # pyarrow imports pandas for its first table: while tasks run, and not when the last one has ended.
+        threading.Thread(target=receipt_table, args=({},), daemon=True).start()
         try:
-            for position, written in fanout(function, [pieces[number] for number in missing], task_bytes):
-                self._written[missing[position]] = written
-                self._pending.append(missing[position])
-                on_piece(pieces[missing[position]])
+            for task, found in fanout(
+                function, [[pieces[number] for number in numbers] for numbers in tasks], task_bytes
+            ):
+                for number, written in zip(tasks[task], found, strict=True):
+                    self._written[number] = written
+                    self._pending.append(number)
+                    on_piece(pieces[number])
                 if time.monotonic() - self._flushed_at > FLUSH_INTERVAL_S:
                     with contextlib.suppress(TransientError):
                         self._flush()
@@ -167,7 +195,7 @@ class Ingestion:
         Raises:
             DataError: a source changed while it was read.
         """
-        _require_unchanged(self._sources)
+        require_unchanged(self._sources)
         faults = [*self._faults, *(fault for number in sorted(self._written) for fault in self._written[number].faults)]
         self.control.put(QUALITY, parquet_bytes(fault_table(faults)))
         described = {**info, "faults": _counts(faults)}
@@ -260,23 +288,30 @@ def ingesting(
         yield Ingestion(control, None, same, sources)
 
 
-def versions_of(urls: Sequence[str]) -> list[str]:
-    """The version of every file, asked for several at a time."""
-
-    def version(url: str) -> str:
-        root, name = split_url(url)
-        return open_storage(root).version(name)
-
-    with ThreadPoolExecutor(LOOKERS) as lookers:
-        return list(lookers.map(version, urls))
-
-
 def store_shard(url: str, spec: ArraySpec, index: Index, data: npt.NDArray[Any]) -> Stored:
     """Store one shard of the survey at `url`, and what proves it."""
-    encoded = encode_shard(spec, np.ascontiguousarray(data))
-    key = shard_key(spec, index)
+    return _put(url, shard_key(spec, index), encode_shard(spec, np.ascontiguousarray(data)))
+
+
+def store_shards(url: str, shards: Iterable[tuple[ArraySpec, Index, npt.NDArray[Any]]]) -> Iterator[Stored]:
+    """As `store_shard` for one after another: the next is encoded while up to `STORERS` are on their way."""
+    with ThreadPoolExecutor(STORERS) as storers:
+        waiting: deque[Future[Stored]] = deque()
+        for spec, index, data in shards:
+            encoded = encode_shard(spec, np.ascontiguousarray(data))
+            waiting.append(storers.submit(_put, url, shard_key(spec, index), encoded))
+            if len(waiting) > STORERS:
+                yield waiting.popleft().result()
+        yield from (stored.result() for stored in waiting)
+
+
+def _put(url: str, key: str, encoded: bytes) -> Stored:
     open_storage(url).put(key, encoded)
     return Stored.of(key, encoded)
+
+
+def _one(function: Callable[[Any], Written], pieces: Sequence[Any]) -> list[Written]:
+    return [function(piece) for piece in pieces]
 
 
 def _remember(
@@ -319,19 +354,6 @@ def _refuse_other(url: str, decisive: Mapping[str, Any], overwrite: bool) -> dic
     if info.get("kind") in (None, "scored"):
         raise UsageError("what is there is no ingested survey, and is not overwritten", where=url)
     return None
-
-
-def _require_unchanged(sources: Sequence[tuple[str, str]]) -> None:
-    """Refuse sources of which one has another version now: its parts were read at different times."""
-    for (url, expected), found in zip(sources, versions_of([url for url, _ in sources]), strict=True):
-        if found != expected:
-            raise DataError(
-                "file changed while it was being read",
-                where=url,
-                measured=f"version {found}",
-                limit=f"version {expected}",
-                remedy="Run it again when nothing writes the file.",
-            )
 
 
 def _remove(control: Control) -> None:

@@ -21,13 +21,12 @@ import numpy as np
 from geobatch.errors import FormatError, UsageError
 from geobatch.formats.ingestion import Fault
 from geobatch.formats.las_data import read_rows
-from geobatch.formats.lazy import Inspected
 from geobatch.formats.libraries import need
 from geobatch.formats.logs_curves import factor, unit_of
 from geobatch.formats.logs_ingest import LogOptions, ingest_logs
 from geobatch.formats.logs_inspect import inspect_logs
 from geobatch.formats.logs_well import Track, Well, first_value, increasing, native_grid
-from geobatch.formats.spec import IngestRun
+from geobatch.formats.spec import IngestRun, Inspected
 from geobatch.formats.tables import list_sources
 from geobatch.storage import open_storage, split_url
 

@@ -14,12 +14,11 @@ import numpy as np
 
 from geobatch.errors import FormatError, UsageError
 from geobatch.formats.ingestion import Fault
-from geobatch.formats.lazy import Inspected
 from geobatch.formats.logs_curves import DEPTH_NAMES, factor, unit_of
 from geobatch.formats.logs_ingest import LogOptions, ingest_logs
 from geobatch.formats.logs_inspect import inspect_logs
 from geobatch.formats.logs_well import Floats, Track, Well, increasing, native_grid
-from geobatch.formats.spec import IngestRun
+from geobatch.formats.spec import IngestRun, Inspected
 from geobatch.formats.tables import TextTable, Words, find_column, list_sources, numbers, open_table
 
 SUFFIXES = (".csv", ".txt", ".tsv")

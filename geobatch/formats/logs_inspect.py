@@ -12,12 +12,13 @@ import xarray as xr
 
 from geobatch.errors import DataError
 from geobatch.formats.ingestion import Fault
-from geobatch.formats.lazy import Inspected, Key, lazy_array, small_variables
+from geobatch.formats.lazy import Key, lazy_array, small_variables
 from geobatch.formats.logs_agree import Column
 from geobatch.formats.logs_ingest import LogOptions, Reader, make_plan, place_curve
 from geobatch.formats.logs_quality import FIGURES, curve_figures, quality_sentences
 from geobatch.formats.logs_survey import Plan, identity_arrays, well_cells
 from geobatch.formats.logs_well import Well
+from geobatch.formats.spec import Inspected
 from geobatch.survey import INVALID_CLASS
 
 

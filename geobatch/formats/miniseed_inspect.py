@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from geobatch.formats.lazy import Inspected, Key, enclosing, lazy_array, small_variables
+from geobatch.formats.lazy import Key, enclosing, lazy_array, small_variables
 from geobatch.formats.miniseed_layout import NO_DATA, Group
 from geobatch.formats.miniseed_piece import Piece, read_piece
 from geobatch.formats.miniseed_scan import Source
 from geobatch.formats.miniseed_survey import small_arrays
+from geobatch.formats.spec import Inspected
 from geobatch.formats.waveform_sample import waveform_spectra
 from geobatch.spectrum import spectrum_text
 from geobatch.survey import survey_info

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from geobatch.errors import NotFoundError
-from geobatch.formats.ingestion import Fault, versions_of
+from geobatch.formats.ingestion import Fault
 from geobatch.formats.miniseed_records import NS_PER_S, Records, Unusable, read_records
+from geobatch.formats.versions import versions_of
 from geobatch.storage import join_url, open_storage, split_url
 
 PART_BYTES = 64 * 2**20

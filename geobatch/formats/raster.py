@@ -20,7 +20,7 @@ import xarray as xr
 from geobatch.errors import FormatError
 from geobatch.fanout import open_fanout
 from geobatch.formats.ingestion import Fault, Ingestion, Written, ingesting, store_shard
-from geobatch.formats.lazy import Inspected, Key, enclosing, lazy_array, small_variables
+from geobatch.formats.lazy import Key, enclosing, lazy_array, small_variables
 from geobatch.formats.raster_grid import Mosaic, make_mosaic, parse_crs
 from geobatch.formats.raster_nodata import useless_faults
 from geobatch.formats.raster_read import Cells, Overlap, read_cells
@@ -39,7 +39,7 @@ from geobatch.formats.raster_survey import (
     warnings_of,
 )
 from geobatch.formats.raster_tiles import find_sources, scan_tiles
-from geobatch.formats.spec import IngestRun
+from geobatch.formats.spec import IngestRun, Inspected
 from geobatch.moments import partial_moments
 from geobatch.shards import ArraySpec, require_whole_multiple, shard_grid
 from geobatch.storage import absolute_url

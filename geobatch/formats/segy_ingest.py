@@ -1,14 +1,12 @@
 """SEG-Y to survey: scan the headers, place the traces, write every column of shards; the file itself is never copied.
 
-open_source → scan (tasks over slabs) → judge, arrange → write_column (tasks over columns) → finish_group
+open_source → scan (tasks over slabs) → judge, arrange → write_columns (tasks over columns) → finish
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +15,9 @@ import numpy.typing as npt
 from pydantic import Field
 
 from geobatch.fanout import FanOut, in_order, open_fanout
-from geobatch.formats.ingestion import Ingestion, Written, ingesting, store_shard
-from geobatch.formats.lazy import Inspected
+from geobatch.formats.ingestion import Ingestion, ingesting
 from geobatch.formats.segy import Lengths, Truncated
+from geobatch.formats.segy_columns import Column, Target, groups, task_bytes, write_columns
 from geobatch.formats.segy_file import SegyFile, SegyLayout
 from geobatch.formats.segy_geometry import Duplicates
 from geobatch.formats.segy_meaning import Domain, Quantity, SampleUnit, judge
@@ -36,39 +34,13 @@ from geobatch.formats.segy_survey import (
     small_arrays,
     volume_specs,
 )
-from geobatch.formats.spec import IngestOptions, IngestRun
-from geobatch.shards import ArraySpec, require_whole_multiple, shard_grid, shard_indices, shard_region
+from geobatch.formats.spec import IngestOptions, IngestRun, Inspected
+from geobatch.shards import require_whole_multiple, shard_indices, shard_region
 from geobatch.storage import absolute_url
 from geobatch.survey import VOLUME_AXES
 
 SMALL_FILE_BYTES = 64 * 2**20
 SLAB_BYTES = 32 * 2**20
-READERS = 4
-RUN_BYTES = 8 * 2**20
-# A gap this small between wanted traces costs less to read than another request.
-GAP_BYTES = 128 * 2**10
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of shards: all samples of a range of inlines and crosslines, of gathers, or of traces.
-
-    Attributes:
-        index: Position in the shard grid, on every axis but the samples'.
-        traces: Ordinal of each trace in the file, on the same axes, int32, -1 where there is none.
-    """
-
-    index: tuple[int, ...]
-    traces: npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where columns go: the survey's URL and the two sharded arrays."""
-
-    url: str
-    volume: ArraySpec
-    headers: ArraySpec
 
 
 @dataclass
@@ -257,59 +229,6 @@ def scan(
     return merge_tables(work.remembered("scan", function, parts, dump=dump_table, load=load_table, **how))
 
 
-def write_column(column: Column, file: SegyFile, target: Target) -> Written:
-    """Store one column: its headers and its shards, top to bottom."""
-    samples, headers = read_column(column, file)
-    objects = [store_shard(target.url, target.headers, (*column.index, 0), headers)]
-    for k in range(shard_grid(target.volume)[-1]):
-        index = (*column.index, k)
-        objects.append(
-            store_shard(target.url, target.volume, index, samples[..., shard_region(target.volume, index)[-1]])
-        )
-    return Written(tuple(objects))
-
-
-def read_column(column: Column, file: SegyFile) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-    """Samples `(…, sample)` float32, NaN where there is no trace, and raw trace headers, zero there.
-
-    Each thread places what it has read at once, so that memory stays at the column and one run per thread.
-    """
-    samples = np.full((*column.traces.shape, file.sample_count), np.nan, np.float32)
-    headers = np.zeros((*column.traces.shape, file.header_bytes), np.uint8)
-    places = np.nonzero(column.traces >= 0)
-    ordinals = column.traces[places]
-    order = np.argsort(ordinals)
-    places, ordinals = tuple(index[order] for index in places), ordinals[order]
-
-    def place(run: slice) -> None:
-        wanted = ordinals[run]
-        raw = file.read_traces(int(wanted[0]), int(wanted[-1] - wanted[0]) + 1)
-        raw = raw[wanted - wanted[0]]
-        here = tuple(index[run] for index in places)
-        samples[here] = file.decode(raw)
-        headers[here] = raw[:, : file.header_bytes]
-
-    with ThreadPoolExecutor(READERS) as readers:
-        for _ in readers.map(place, runs(ordinals, file.trace_bytes)):
-            pass
-    return samples, headers
-
-
-def runs(ordinals: npt.NDArray[np.int32], trace_bytes: int) -> list[slice]:
-    """Parts of ascending trace ordinals to be read by one request each: small gaps bridged, size bounded."""
-    wide = np.diff(ordinals) - 1 > GAP_BYTES // trace_bytes
-    ends = [*(np.flatnonzero(wide) + 1).tolist(), len(ordinals)]
-    reach = max(1, RUN_BYTES // trace_bytes)
-    found: list[slice] = []
-    start = 0
-    for end in ends:
-        while start < end:
-            stop = min(end, int(np.searchsorted(ordinals, ordinals[start] + reach)))
-            found.append(slice(start, stop))
-            start = stop
-    return found
-
-
 def _write_columns(
     file: SegyFile,
     target: Target,
@@ -323,23 +242,16 @@ def _write_columns(
         Column(index[:-1], trace_index[shard_region(target.headers, index)[:-1]])
         for index in shard_indices(target.headers)
     ]
-    written = work.write(
-        functools.partial(write_column, file=file, target=target),
+    written = work.write_together(
+        functools.partial(write_columns, file=file, target=target),
         columns,
+        groups(columns, file),
         fanout=fanout,
-        task_bytes=_column_bytes(file, target),
+        task_bytes=task_bytes(columns, file, target),
         on_piece=lambda column: on_traces(int((column.traces >= 0).sum())),
     )
     # The first object of a column is its headers.
     return [stored.sha256.hex() for column in written for stored in column.objects[1:]]
-
-
-def _column_bytes(file: SegyFile, target: Target) -> int:
-    """Peak memory of one write task: the column, the runs being read, one shard while it is encoded."""
-    *places, samples = target.volume.shards
-    traces = math.prod(places)
-    column = traces * (file.sample_count * 4 + file.header_bytes)
-    return column + 3 * READERS * (RUN_BYTES + file.trace_bytes) + 4 * 4 * traces * samples
 
 
 def _options(given: dict[str, Any]) -> Options:

@@ -10,15 +10,17 @@ import xarray as xr
 
 from geobatch.fanout import open_fanout
 from geobatch.formats.findings import suspicious
-from geobatch.formats.lazy import Inspected, Key, lazy_array, small_variables
+from geobatch.formats.lazy import Key, lazy_array, small_variables
+from geobatch.formats.segy_columns import Column, read_columns
 from geobatch.formats.segy_describe import describe
 from geobatch.formats.segy_file import SegyFile
-from geobatch.formats.segy_ingest import SMALL_FILE_BYTES, Column, read_column, scan
+from geobatch.formats.segy_ingest import SMALL_FILE_BYTES, scan
 from geobatch.formats.segy_meaning import Meaning, judge
 from geobatch.formats.segy_placement import Placement, arrange
 from geobatch.formats.segy_several import open_source
 from geobatch.formats.segy_survey import sample_axis, small_arrays, volume_specs
 from geobatch.formats.seismic_inspect import axes_figures, sample_of, seismic_quality
+from geobatch.formats.spec import Inspected
 
 if TYPE_CHECKING:
     from geobatch.formats.segy_ingest import Options
@@ -65,7 +67,7 @@ def _as_survey(
 
     def read(key: Key) -> npt.NDArray[np.float32]:
         wanted = ordinals[key[:-1]]
-        traces, _ = read_column(Column((), np.atleast_1d(wanted)), file)
+        ((traces, _),) = read_columns([Column((), np.atleast_1d(wanted))], file)
         found: npt.NDArray[np.float32] = traces.reshape(*wanted.shape, file.sample_count)[(..., key[-1])]
         return found
 

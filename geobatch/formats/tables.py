@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from geobatch.errors import FormatError, NotFoundError, UsageError
-from geobatch.formats.ingestion import Fault, versions_of
+from geobatch.formats.ingestion import Fault
 from geobatch.formats.libraries import need
+from geobatch.formats.versions import versions_of
 from geobatch.storage import Storage, absolute_url, join_url, open_storage, split_url
 from geobatch.storage.ranged import RangedFile
 

@@ -25,10 +25,10 @@ from pydantic import Field
 from geobatch.errors import FormatError, NotFoundError
 from geobatch.fanout import FanOut, in_order, open_fanout
 from geobatch.formats.ingestion import Fault, Ingestion, Written, ingesting, store_shard
-from geobatch.formats.lazy import Inspected, Key, lazy_array, small_variables
+from geobatch.formats.lazy import Key, lazy_array, small_variables
 from geobatch.formats.miniseed_layout import ALIASES, COMPONENTS
 from geobatch.formats.miniseed_scan import list_source
-from geobatch.formats.spec import IngestOptions, IngestRun
+from geobatch.formats.spec import IngestOptions, IngestRun, Inspected
 from geobatch.formats.windows_npz import event_rows, read_npz, scan_npz
 from geobatch.formats.windows_seisbench import HDF5_SUFFIXES, open_hdf5, read_rows, scan_seisbench, trace_axes
 from geobatch.formats.windows_source import Source, Table, dump_table, join, load_table

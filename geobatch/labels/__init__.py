@@ -12,8 +12,9 @@ import numpy as np
 import xarray as xr
 
 from geobatch.fanout import open_fanout
-from geobatch.formats.ingestion import Written, ingesting, store_shard, versions_of
+from geobatch.formats.ingestion import Written, ingesting, store_shard
 from geobatch.formats.raster_labels import label_files
+from geobatch.formats.versions import versions_of
 from geobatch.labels import spec
 from geobatch.labels.grid import LabelGrid
 from geobatch.labels.layers import LayerStack, shape_files

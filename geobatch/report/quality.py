@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from geobatch.formats.lazy import Inspected
 from geobatch.formats.miniseed_process import close_decoder
+from geobatch.formats.spec import Inspected
 from geobatch.report.figures import Group
 from geobatch.report.html import page_environment, version_text
 from geobatch.report.quality_rasters import array_groups, raster_groups

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 import numpy as np
@@ -20,7 +20,6 @@ import numpy.typing as npt
 import obstore.exceptions
 import obstore.store
 import zarr.storage
-from obstore.auth.boto3 import Boto3CredentialProvider
 from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 
@@ -29,7 +28,9 @@ from geobatch.storage import patience
 from geobatch.storage.files import FileStorage
 from geobatch.storage.interface import Storage, join_url
 from geobatch.storage.patience import Patience
-from geobatch.storage.s3 import S3Storage, s3_session
+
+if TYPE_CHECKING:
+    from geobatch.storage.s3 import S3Storage
 
 Bytes = npt.NDArray[np.uint8]
 CRC_BYTES = 4
@@ -121,10 +122,12 @@ class VerifiedStore(zarr.storage.ObjectStore[Any]):
 
 def chunk_store(storage: Storage, *, complete: bool) -> VerifiedStore:
     """The Zarr store of a place on S3 or a file system."""
-    if isinstance(storage, S3Storage):
-        return VerifiedStore(_s3_client(storage), storage, complete=complete)
     if isinstance(storage, FileStorage):
         return VerifiedStore(obstore.store.LocalStore(storage.root.absolute()), storage, complete=complete)
+    from geobatch.storage.s3 import S3Storage
+
+    if isinstance(storage, S3Storage):
+        return VerifiedStore(_s3_client(storage), storage, complete=complete)
     raise TypeError(f"no chunk store over {type(storage).__name__}")
 
 
@@ -155,6 +158,10 @@ def _lost(where: str) -> IntegrityError:
 
 
 def _s3_client(storage: S3Storage) -> Any:
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    from geobatch.storage.s3 import s3_session
+
     session, endpoint = s3_session(storage.url)
     return obstore.store.S3Store(
         storage.bucket,
