@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib.util
 import logging
 import os
@@ -20,6 +22,8 @@ GLIBC = {
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "MALLOC_ARENA_MAX": "1",
 }
+# M_MMAP_MAX, M_TRIM_THRESHOLD and M_ARENA_MAX of malloc.h: the same for tasks, which come to workers that run already.
+MALLOPT = {-4: 0, -1: 2**31 - 1, -8: 1}
 
 
 def worker_environment() -> dict[str, str]:
@@ -34,6 +38,16 @@ def worker_environment() -> dict[str, str]:
     if library and library.exists():
         environment |= {"LD_PRELOAD": str(library), "MALLOC_CONF": JEMALLOC}
     return environment
+
+
+def keep_freed_memory() -> None:
+    """In a worker of tasks, which is already running: glibc keeps what is freed for the next task, in one heap.
+
+    Pages that are new to each task cost a quarter of its time. Elsewhere than on glibc nothing happens.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        for option, value in MALLOPT.items():
+            ctypes.CDLL(None).mallopt(option, value)
 
 
 def connect(cpus: int | None = None) -> None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
+from geobatch.cluster import keep_freed_memory
 from geobatch.errors import GeobatchError, TransientError, UsageError
 
 Item = TypeVar("Item")
@@ -80,6 +81,7 @@ def _on_ray(function: Callable[[Item], Result], items: Sequence[Item], task_byte
     # Exported to the cluster once, with whatever `function` carries; a partial itself cannot be a task.
     @ray.remote(num_cpus=1, memory=task_bytes, max_retries=3, retry_exceptions=[TransientError])  # type: ignore[untyped-decorator]
     def run(item: Item) -> Result:
+        keep_freed_memory()
         return function(item)
 
     waiting = iter(enumerate(items))

@@ -1,8 +1,8 @@
 """Zarr arrays whose unit of writing is one object: a shard, encoded in memory and stored by one PUT.
 
 Array assignment through Zarr would read the old shard first, upload in parts and leave no bytes to hash. Here a
-shard is encoded to its final bytes in a memory store under the same codecs, so that its receipt is made from what
-is stored. Checksums (crc32c) stand inside every chunk and the shard index.
+shard is encoded to its final bytes in memory (`packing.py`), so that its receipt is made from what is stored. Checksums
+(crc32c) stand inside every chunk and the shard index.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 import zarr.storage
+from numcodecs.blosc import Blosc
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, VLenUTF8Codec, ZstdCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
@@ -27,6 +28,7 @@ from zarr.errors import ZarrUserWarning
 from geobatch.blocks import Index as Index
 from geobatch.blocks import Region as Region
 from geobatch.errors import UsageError
+from geobatch.packing import packed_shard, packer
 from geobatch.storage import open_storage
 
 
@@ -122,15 +124,19 @@ def encode_shard(spec: ArraySpec, data: npt.NDArray[Any]) -> bytes:
     """
     if data.dtype != np.dtype(spec.dtype) or any(n > s for n, s in zip(data.shape, spec.shards, strict=True)):
         raise ValueError(f"{spec.name}: {data.shape} {data.dtype} is no shard of {spec.shards} {spec.dtype}")
+    whole = data
+    if data.shape != spec.shards:
+        whole = np.full(spec.shards, spec.fill_value, dtype=spec.dtype)
+        whole[tuple(slice(0, n) for n in data.shape)] = data
+    return packed_shard(whole, spec.chunks) if spec.shape and data.dtype.kind != "T" else encoded_by_zarr(spec, whole)
+
+
+def encoded_by_zarr(spec: ArraySpec, whole: npt.NDArray[Any]) -> bytes:
+    """What Zarr itself makes of a whole shard: of text, and of arrays without axes, which no sharding codec takes."""
     memory = zarr.storage.MemoryStore()
     # An all-fill chunk must be stored too: a missing shard and an empty one have to differ.
     with zarr.config.set({"array.write_empty_chunks": True}):
-        array = _create_array(memory, spec, shape=spec.shards)
-        whole = data
-        if data.shape != spec.shards:
-            whole = np.full(spec.shards, spec.fill_value, dtype=spec.dtype)
-            whole[tuple(slice(0, n) for n in data.shape)] = data
-        array[...] = whole
+        _create_array(memory, spec, shape=spec.shards)[...] = whole
     origin = shard_key(spec, (0,) * len(spec.shape))
     buffer = sync(memory.get(origin, default_buffer_prototype()))
     if buffer is None:
@@ -243,7 +249,7 @@ def _create_array(store: zarr.storage.MemoryStore, spec: ArraySpec, shape: tuple
 
 
 def _compression(dtype: np.dtype[Any]) -> BloscCodec | ZstdCodec:
-    """What packs a chunk: decision 12 has the figures."""
-    if dtype.kind == "f" or dtype == np.int32:
+    """What `packer` gives, as Zarr names it."""
+    if isinstance(packer(dtype), Blosc):
         return BloscCodec(typesize=dtype.itemsize, cname="lz4", clevel=5, shuffle="bitshuffle")
     return ZstdCodec(level=1)

@@ -15,6 +15,7 @@ from geobatch.shards import (
     create_arrays,
     decode_shard,
     encode_shard,
+    encoded_by_zarr,
     finish_group,
     shard_indices,
     shard_key,
@@ -60,6 +61,24 @@ def test_all_fill_shard_is_stored() -> None:
     data = encode_shard(SPEC, np.full(SPEC.shards, np.nan, "float32"))
     assert np.isnan(decode_shard(SPEC, data)).all()
     assert len(data) > 4 * 16, "each inner chunk is there, not only the index"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 5), st.integers(1, 4)), min_size=1, max_size=4),
+    st.sampled_from(["float32", "float64", "int32", "int16", "int64", "uint8", "bool"]),
+    st.integers(0, 2**32 - 1),
+    st.data(),
+)
+def test_shard_is_what_zarr_writes(axes: list[tuple[int, int]], dtype: str, seed: int, draw: st.DataObject) -> None:
+    chunks = tuple(chunk for chunk, _ in axes)
+    shards = tuple(chunk * count for chunk, count in axes)
+    spec = ArraySpec("a", tuple("wxyz"[: len(axes)]), tuple(3 * n for n in shards), dtype, chunks, shards)
+    shape = tuple(draw.draw(st.integers(1, n)) for n in shards)
+    values = np.random.default_rng(seed).integers(0, 3, shape).astype(dtype)
+    whole = np.zeros(shards, dtype)
+    whole[tuple(slice(0, n) for n in shape)] = values
+    assert encode_shard(spec, values) == encoded_by_zarr(spec, whole)
 
 
 @settings(max_examples=40, deadline=None)

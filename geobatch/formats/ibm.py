@@ -12,8 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 # Samples converted at a time: the temporaries stay in the processor's cache, which is worth a factor of two to four.
-BLOCK_SAMPLES = 2**14
+BLOCK_SAMPLES = 2**15
 LARGEST_WORD = 0x7FFFFFFF
+# A power of 16 with IBM exponent e is 2^(4 (e - 64) - 24), to which IEEE adds a bias of 127: 4 e - 153, of 1 to 254.
+EXPONENT_OF_ZERO = np.int32(153)
+LARGEST_EXPONENT = 254
 
 _EXPONENTS = np.arange(128)
 _SCALE = np.concatenate([np.ldexp(1.0, 4 * _EXPONENTS - 280), -np.ldexp(1.0, 4 * _EXPONENTS - 280)])
@@ -29,9 +32,25 @@ def decode_ibm(words: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     out = np.empty(flat.size, np.float32)
     with np.errstate(over="ignore", under="ignore"):
         for start in range(0, flat.size, BLOCK_SAMPLES):
-            word = flat[start : start + BLOCK_SAMPLES].astype(np.uint32)
-            out[start : start + BLOCK_SAMPLES] = (word & np.uint32(0xFFFFFF)) * _SCALE[word >> np.uint32(24)]
+            _decode_block(flat[start : start + BLOCK_SAMPLES].astype(np.uint32), out[start : start + BLOCK_SAMPLES])
     return out.reshape(words.shape)
+
+
+def _decode_block(word: npt.NDArray[np.uint32], out: npt.NDArray[np.float32]) -> None:
+    """Fraction times power of 16, made by its bits: both are exact as float32, so that only the product is rounded."""
+    fraction = word & np.uint32(0xFFFFFF)
+    exponent = ((word >> np.uint32(22)) & np.uint32(0x1FC)).view(np.int32)
+    exponent -= EXPONENT_OF_ZERO
+    if exponent.min() < 1 or exponent.max() > LARGEST_EXPONENT:
+        inside = np.clip(exponent, 1, LARGEST_EXPONENT)
+        if (fraction[inside != exponent] != 0).any():
+            out[:] = fraction * _SCALE[word >> np.uint32(24)]
+            return
+        exponent = inside
+    exponent <<= np.int32(23)
+    np.multiply(fraction.view(np.int32).astype(np.float32), exponent.view(np.float32), out=out)
+    bits = out.view(np.uint32)
+    bits |= word & np.uint32(0x80000000)
 
 
 def encode_ibm(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:

@@ -16,7 +16,6 @@ from geobatch.formats.segy_file import SegyFile
 from geobatch.shards import ArraySpec, Index, shard_grid, shard_region
 from geobatch.storage import is_remote
 
-READERS = 4
 RUN_BYTES = 8 * 2**20
 # A gap this small between wanted traces costs less to read than another request.
 GAP_BYTES = 128 * 2**10
@@ -100,7 +99,7 @@ def read_columns(
         samples[cells[run]] = file.decode(raw)
         headers[cells[run]] = raw[:, : file.header_bytes]
 
-    with ThreadPoolExecutor(READERS) as readers:
+    with ThreadPoolExecutor(file.readers) as readers:
         for _ in readers.map(place, runs(ordinals, file.trace_bytes)):
             pass
     ends = np.cumsum([column.traces.size for column in columns])
@@ -134,7 +133,7 @@ def task_bytes(columns: Sequence[Column], file: SegyFile, target: Target) -> int
     for key, column in zip(groups(columns, file), columns, strict=True):
         held[key] = held.get(key, 0) + _held_bytes(column.traces.size, file)
     shard = 4 * math.prod(target.volume.shards)
-    return max(held.values()) + 3 * READERS * (RUN_BYTES + file.trace_bytes) + (4 + STORERS) * shard
+    return max(held.values()) + 3 * file.readers * (RUN_BYTES + file.trace_bytes) + (4 + STORERS) * shard
 
 
 def _shards(

@@ -7,6 +7,8 @@ binary header positions from the file.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -16,7 +18,7 @@ import numpy.typing as npt
 
 from geobatch.errors import UsageError
 from geobatch.formats.segy_samples import SAMPLE_BYTES, ByteOrder, decode_samples
-from geobatch.storage import open_storage, split_url
+from geobatch.storage import is_remote, open_storage, split_url
 
 TEXT_BYTES = 3200
 FILE_HEADER_BYTES = 3600
@@ -146,6 +148,22 @@ class SegyFile:
         traces = np.zeros((count, self.trace_bytes), np.uint8)
         traces[np.arange(self.trace_bytes) < np.diff(starts)[:, None]] = np.frombuffer(raw, np.uint8)
         return traces
+
+    def read_runs(self, first: int, count: int, step: int) -> Iterator[npt.NDArray[np.uint8]]:
+        """As `read_traces`, in runs of `step` traces; from a bucket several are read at a time."""
+        starts = range(first, first + count, step)
+        counts = [min(step, first + count - start) for start in starts]
+        if not is_remote(self.url):
+            # Memory of a run is used again for the next one: a page that is new each time costs as much as its bytes.
+            yield from map(self.read_traces, starts, counts)
+            return
+        with ThreadPoolExecutor(self.readers) as readers:
+            yield from readers.map(self.read_traces, starts, counts)
+
+    @property
+    def readers(self) -> int:
+        """Ranges to read at a time: a bucket takes its time for each, a file system only for their bytes."""
+        return 4 if is_remote(self.url) else 2
 
     def decode(self, traces: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """The samples of raw traces, `(trace, sample)` float32; NaN after the end of a shorter trace."""

@@ -37,6 +37,7 @@ K = TypeVar("K")
 Extreme = tuple[float, int]
 Packed = tuple[bytes, ...]
 BLOCK_BYTES = 2**20
+BLOCKS_PER_RUN = 8
 DEAD, DUMMY = 2, 3
 # Samples in a row at the largest value of the file: the recorder or a processor could go no higher.
 FLAT_SAMPLES = 3
@@ -138,17 +139,22 @@ def slabs(file: SegyFile, slab_bytes: int) -> list[tuple[int, int]]:
 
 
 def scan_slab(slab: tuple[int, int], file: SegyFile, layout: SegyLayout) -> TraceTable:
-    """The table of one slab of traces, read by one byte range."""
-    raw = file.read_traces(*slab)
-    headers = np.ascontiguousarray(raw[:, :TRACE_HEADER_BYTES])
+    """The table of one slab of traces, read by ranges of some megabytes."""
+    first, count = slab
+    headers = np.empty((count, TRACE_HEADER_BYTES), np.uint8)
+    found = _Samples(np.empty(count, np.bool_), np.zeros(count, np.bool_))
     order = file.byte_order
-    coded_dead = np.isin(header_field(headers, *TRACE_CODE, order), (DEAD, DUMMY))
-    found = _Samples(~coded_dead, np.zeros(len(raw), np.bool_))
-    lengths = file.lengths(headers)
+    begin = 0
     step = max(1, BLOCK_BYTES // file.trace_bytes)
-    for start in range(0, len(raw), step):
-        part = slice(start, start + step)
-        found.add(part, file.decode(raw[part]), lengths[part])
+    for raw in file.read_runs(first, count, BLOCKS_PER_RUN * step):
+        run = slice(begin, begin + len(raw))
+        headers[run] = raw[:, :TRACE_HEADER_BYTES]
+        found.live[run] = ~np.isin(header_field(raw, *TRACE_CODE, order), (DEAD, DUMMY))
+        lengths = file.lengths(headers[run])
+        for start in range(0, len(raw), step):
+            block = file.decode(raw[start : start + step])
+            found.add(slice(begin + start, begin + start + len(block)), block, lengths[start : start + step])
+        begin += len(raw)
     varying = _aligned_ranges(headers, file)
     offset = header_field(headers, layout.offset, "i4", order)
     varying[layout.offset] = (int(offset.min()), int(offset.max()))
