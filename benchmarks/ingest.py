@@ -1,6 +1,6 @@
 """Ingest: geobatch against MDIO on the same SEG-Y file, against itself from and to S3, and its memory as files grow.
 
-    python benchmarks/ingest.py [--shape 384 384 384] [--rivals .rivals] [--allow-missing]
+    python benchmarks/ingest.py [--shape 640 640 512] [--rivals .rivals] [--allow-missing]
 
 Every peer is a process of its own with the same number of CPUs, over the same file (IBM float), which is read once
 before each peer is timed. Repetitions are interleaved; figures are medians.
@@ -221,7 +221,7 @@ def _summary(runs: list[Run]) -> Figures:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", type=int, nargs=3, default=(384, 384, 384))
+    parser.add_argument("--shape", type=int, nargs=3, default=(640, 640, 512))
     parser.add_argument("--days", type=int, default=16, help="of the MiniSEED archive")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--rivals", type=Path, default=ROOT / ".rivals", help="folder of the rivals' environments")

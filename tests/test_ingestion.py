@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +316,29 @@ def test_quality_table_holds_faults_of_pieces_and_of_the_whole(tmp_path: Path) -
     assert info["faults"] == {"rows masked": 1, "tiles left out": 2}
     assert [fault.where for fault in read_quality(url)] == ["row 7", "tile 0", "tile 1"]
     assert open_survey(url)["values"].values.tolist() == [0, 0, 1, 1]
+
+
+def test_pieces_may_be_grouped_otherwise_when_a_run_goes_on(tmp_path: Path) -> None:
+    spec = ArraySpec("values", ("x",), (12,), "float32", (1,), (1,))
+    url, tasks = str(tmp_path / "survey"), []
+
+    def write(pieces: Sequence[int]) -> list[Written]:
+        tasks.append(list(pieces))
+        if 7 in pieces and len(tasks) < 4:
+            raise TransientError("storage went away")
+        return [Written((store_shard(url, spec, (n,), np.full(1, n, np.float32)),)) for n in pieces]
+
+    for width in (4, 3):
+        with contextlib.suppress(TransientError), ingesting(url, {"a": 1}, overwrite=False) as work:
+            with open_fanout(small=True) as fanout:
+                work.create([spec], {})
+                written = work.write_together(
+                    write, range(12), [n // width for n in range(12)], fanout=fanout, task_bytes=2**20
+                )
+            work.finish([spec], {"schema": 1, "kind": "test", "state": "complete"})
+    assert tasks == [[0, 1, 2, 3], [4, 5, 6, 7], [4, 5], [6, 7, 8], [9, 10, 11]]
+    assert [part.objects[0].key for part in written] == [f"values/c/{n}" for n in range(12)]
+    assert open_survey(url)["values"].values.tolist() == list(range(12))
 
 
 def test_killed_ingest_goes_on(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -16,7 +19,9 @@ from segy_files import amplitudes, write_segy
 
 from geobatch.errors import FormatError, GeometryError, NotFoundError, UsageError
 from geobatch.fanout import in_order, open_fanout
-from geobatch.formats import FORMATS, IngestJob, find_format, ingest, ingest_job, option_table
+from geobatch.formats import FORMATS, IngestJob, find_format, ingest, ingest_job, option_table, segy_columns
+from geobatch.formats.segy_columns import Column, groups, read_columns
+from geobatch.formats.segy_several import open_source
 from geobatch.formats.seismic_inspect import LEVELS
 from geobatch.inspect import inspect_survey
 from geobatch.shards import clip_grid
@@ -107,6 +112,32 @@ def test_ray_and_bucket_give_the_same_survey_as_one_process(
         near = ingest(str(path), str(tmp_path / "survey"), **GRID)
     assert far["identity"] == near["identity"]
     assert contents(f"{s3}/survey") == contents(str(tmp_path / "survey"))
+
+
+@pytest.mark.parametrize("order", ["inline", "crossline"])
+def test_columns_of_a_bucket_are_read_together_along_its_lines(
+    order: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_segy(tmp_path / "a.sgy", amplitudes((24, 24, 37)), order=order)
+    near = open_source(str(path), truncated="refuse", lengths="auto")
+    far = dataclasses.replace(near, url="s3://bucket/a.sgy")
+    ordinals = np.arange(24 * 24, dtype=np.int32).reshape(24, 24)
+    ordinals = ordinals if order == "inline" else ordinals.T
+    columns = [
+        Column((i, j), ordinals[4 * i : 4 * i + 4, 4 * j : 4 * j + 4]) for i, j in itertools.product(range(6), range(6))
+    ]
+    assert len(set(groups(columns, near))) == 36
+    monkeypatch.setattr(segy_columns, "GAP_BYTES", 0)
+    together = groups(columns, far)
+    along = 0 if order == "inline" else 1
+    assert together == [tuple(0 if axis != along else n for axis, n in enumerate(column.index)) for column in columns]
+    monkeypatch.setattr(segy_columns, "TOGETHER_BYTES", 3 * 16 * near.trace_bytes)
+    sizes = collections.Counter(groups(columns, far))
+    assert set(sizes.values()) == {3}
+    alone, whole = ([read_columns([column], near)[0] for column in columns], read_columns(columns, near))
+    for one, other in zip(alone, whole, strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
 
 
 def test_error_in_a_task_comes_out_as_it_was_raised(ray_cluster: None, tmp_path: Path) -> None:
