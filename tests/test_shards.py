@@ -81,6 +81,13 @@ def test_shard_is_what_zarr_writes(axes: list[tuple[int, int]], dtype: str, seed
     assert encode_shard(spec, values) == encoded_by_zarr(spec, whole)
 
 
+def test_large_chunks_are_packed_to_the_same_bytes_each_time() -> None:
+    """With threads of its own Blosc lays blocks down in the order in which they happen to end."""
+    spec = ArraySpec("a", ("x",), (2**21,), "float32", (2**20,), (2**21,))
+    values = np.cumsum(np.random.default_rng(0).normal(size=2**21)).astype("float32")
+    assert len({encode_shard(spec, values) for _ in range(20)}) == 1
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**9), st.integers(0, 7))
 def test_every_flipped_bit_is_caught(position: int, bit: int) -> None:
