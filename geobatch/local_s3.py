@@ -97,7 +97,7 @@ def environment(settings: dict[str, str]) -> Iterator[None]:
 
 
 def _create_bucket(bucket: str, settings: dict[str, str]) -> None:
-    from geobatch.storage import create_bucket
+    from geobatch.storage.s3 import create_bucket
 
     with environment(settings):
         create_bucket(bucket)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,25 +11,11 @@ import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
+from geobatch.formats.spec import Inspected as Inspected
 from geobatch.shards import ArraySpec
 
 Array = npt.NDArray[Any]
 Key = tuple[int | slice, ...]
-
-
-class Inspected(NamedTuple):
-    """A survey or a raw source that was looked at.
-
-    Attributes:
-        told: Its description as JSON, suspicious things first.
-        dataset: Its variables, named and laid out as those of its survey; large ones are read on demand.
-        sample: What spectrum and clipping were taken from: of seismic data a `TraceSample`, of waveforms the
-            `ChannelSample`s of each sampling rate.
-    """
-
-    told: dict[str, Any]
-    dataset: xr.Dataset
-    sample: Any = None
 
 
 class _Cells(BackendArray):

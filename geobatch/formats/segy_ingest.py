@@ -18,7 +18,6 @@ from pydantic import Field
 
 from geobatch.fanout import FanOut, in_order, open_fanout
 from geobatch.formats.ingestion import Ingestion, Written, ingesting, store_shard
-from geobatch.formats.lazy import Inspected
 from geobatch.formats.segy import Lengths, Truncated
 from geobatch.formats.segy_file import SegyFile, SegyLayout
 from geobatch.formats.segy_geometry import Duplicates
@@ -36,7 +35,7 @@ from geobatch.formats.segy_survey import (
     small_arrays,
     volume_specs,
 )
-from geobatch.formats.spec import IngestOptions, IngestRun
+from geobatch.formats.spec import IngestOptions, IngestRun, Inspected
 from geobatch.shards import ArraySpec, require_whole_multiple, shard_grid, shard_indices, shard_region
 from geobatch.storage import absolute_url
 from geobatch.survey import VOLUME_AXES

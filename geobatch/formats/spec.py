@@ -1,12 +1,15 @@
-"""What an ingest is told: the job, the options that every format has, and who hears of its progress."""
+"""What an ingest is told: the job, the options of every format, who hears of its progress; what an inspection gives."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 class IngestOptions(BaseModel):
@@ -66,3 +69,18 @@ class IngestJob(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict)
     overwrite: bool = False
     num_cpus: int | None = Field(default=None, ge=1)
+
+
+class Inspected(NamedTuple):
+    """A survey or a raw source that was looked at.
+
+    Attributes:
+        told: Its description as JSON, suspicious things first.
+        dataset: Its variables, named and laid out as those of its survey; large ones are read on demand.
+        sample: What spectrum and clipping were taken from: of seismic data a `TraceSample`, of waveforms the
+            `ChannelSample`s of each sampling rate.
+    """
+
+    told: dict[str, Any]
+    dataset: xr.Dataset
+    sample: Any = None

@@ -1,23 +1,24 @@
 """URLs to storage: one small interface over S3 and file systems.
 
 `boto3` is the control plane (whole objects, ranges, conditional writes); `obstore` carries chunk traffic behind Zarr.
+Both are imported when first used: every worker begins here, and together they take a quarter of a second.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from geobatch.errors import UsageError
-from geobatch.storage.chunks import VerifiedStore, chunk_store
 from geobatch.storage.files import FileStorage
 from geobatch.storage.interface import Storage, absolute_url, join_url, path_of, s3_place, split_url
-from geobatch.storage.s3 import S3Storage, arrow_s3, create_bucket
+
+if TYPE_CHECKING:
+    from geobatch.storage.chunks import VerifiedStore
 
 __all__ = [
     "Storage",
     "absolute_url",
     "arrow_filesystem",
-    "create_bucket",
     "join_url",
     "open_storage",
     "split_url",
@@ -37,6 +38,8 @@ def open_storage(url: str, *, patience_s: float | None = None) -> Storage:
     """
     bucket, prefix = s3_place(url)
     if bucket:
+        from geobatch.storage.s3 import S3Storage
+
         return S3Storage(bucket, prefix, patience_s)
     if url.startswith("file:///") or (url and "://" not in url):
         return FileStorage(path_of(url))
@@ -52,6 +55,8 @@ def zarr_store(url: str, *, complete: bool = False) -> VerifiedStore:
         url: The root.
         complete: Every chunk was stored, so that a missing one is an `IntegrityError` and not fill value.
     """
+    from geobatch.storage.chunks import chunk_store
+
     return chunk_store(open_storage(url), complete=complete)
 
 
@@ -59,6 +64,8 @@ def arrow_filesystem(url: str) -> tuple[Any, str]:
     """A pyarrow file system and the path in it, for Ray Train's checkpoints."""
     bucket, prefix = s3_place(url)
     if bucket:
+        from geobatch.storage.s3 import arrow_s3
+
         return arrow_s3(), f"{bucket}/{prefix}"
     import pyarrow.fs
 
