@@ -1,8 +1,8 @@
 """Zarr arrays whose unit of writing is one object: a shard, encoded in memory and stored by one PUT.
 
 Array assignment through Zarr would read the old shard first, upload in parts and leave no bytes to hash. Here a
-shard is encoded to its final bytes in a memory store under the same codecs, so that its receipt is made from what
-is stored. Checksums (crc32c) stand inside every chunk and the shard index.
+shard is encoded to the bytes that Zarr itself would store, so that its receipt is made from what is stored
+(docs/decisions/0012-chunk-codec.md). Checksums (crc32c) stand inside every chunk and the shard index.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import zarr
 import zarr.storage
+from numcodecs import Blosc, Zstd
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, VLenUTF8Codec, ZstdCodec
 from zarr.core.buffer import default_buffer_prototype
+from zarr.core.indexing import morton_order_iter
 from zarr.core.sync import sync
 from zarr.errors import ZarrUserWarning
 
@@ -122,6 +125,8 @@ def encode_shard(spec: ArraySpec, data: npt.NDArray[Any]) -> bytes:
     """
     if data.dtype != np.dtype(spec.dtype) or any(n > s for n, s in zip(data.shape, spec.shards, strict=True)):
         raise ValueError(f"{spec.name}: {data.shape} {data.dtype} is no shard of {spec.shards} {spec.dtype}")
+    if spec.shape and data.dtype.kind != "T":
+        return _pack_chunks(spec, data)
     memory = zarr.storage.MemoryStore()
     # An all-fill chunk must be stored too: a missing shard and an empty one have to differ.
     with zarr.config.set({"array.write_empty_chunks": True}):
@@ -136,6 +141,33 @@ def encode_shard(spec: ArraySpec, data: npt.NDArray[Any]) -> bytes:
     if buffer is None:
         raise RuntimeError(f"{spec.name}: Zarr stored no object at {origin}")
     return buffer.to_bytes()
+
+
+def _pack_chunks(spec: ArraySpec, data: npt.NDArray[Any]) -> bytes:
+    """A shard of numbers: its chunks in Morton order, each packed and followed by its crc32c, then their index."""
+    packer = _packer(data.dtype)
+    index = np.zeros((*(shard // chunk for shard, chunk in zip(spec.shards, spec.chunks, strict=True)), 2), "<u8")
+    parts: list[bytes] = []
+    position, before, packed = 0, b"", b""
+    for place in morton_order_iter(index.shape[:-1]):
+        cells = data[tuple(slice(n * chunk, (n + 1) * chunk) for n, chunk in zip(place, spec.chunks, strict=True))]
+        if cells.shape != spec.chunks:
+            inside = tuple(slice(0, n) for n in cells.shape)
+            cells, recorded = np.full(spec.chunks, spec.fill_value, spec.dtype), cells
+            cells[inside] = recorded
+        body = cells.tobytes()
+        # Masks, fill and classes repeat chunk after chunk.
+        if body != before:
+            packed, before = _with_crc(packer.encode(np.frombuffer(body, data.dtype))), body
+        parts.append(packed)
+        index[place] = position, len(packed)
+        position += len(packed)
+    return b"".join([*parts, _with_crc(index.tobytes())])
+
+
+def _with_crc(data: bytes) -> bytes:
+    crc: int = google_crc32c.value(data)
+    return data + crc.to_bytes(4, "little")
 
 
 def decode_shard(spec: ArraySpec, data: bytes) -> npt.NDArray[Any]:
@@ -244,6 +276,15 @@ def _create_array(store: zarr.storage.MemoryStore, spec: ArraySpec, shape: tuple
 
 def _compression(dtype: np.dtype[Any]) -> BloscCodec | ZstdCodec:
     """What packs a chunk: decision 12 has the figures."""
-    if dtype.kind == "f" or dtype == np.int32:
+    if _is_shuffled(dtype):
         return BloscCodec(typesize=dtype.itemsize, cname="lz4", clevel=5, shuffle="bitshuffle")
     return ZstdCodec(level=1)
+
+
+def _packer(dtype: np.dtype[Any]) -> Blosc | Zstd:
+    """The same without Zarr around it."""
+    return Blosc(cname="lz4", clevel=5, shuffle=Blosc.BITSHUFFLE) if _is_shuffled(dtype) else Zstd(level=1)
+
+
+def _is_shuffled(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind == "f" or dtype == np.int32

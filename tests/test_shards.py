@@ -6,12 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
+import zarr.storage
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
 
 from geobatch.errors import NotFoundError
 from geobatch.shards import (
     ArraySpec,
+    _create_array,
     create_arrays,
     decode_shard,
     encode_shard,
@@ -54,6 +59,27 @@ def test_unfinished_survey_does_not_open(tmp_path: Path) -> None:
     write_volume(url, np.zeros(SPEC.shape, "float32"), finish=False)
     with pytest.raises(NotFoundError, match="begun but not finished"):
         open_survey(url)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int16", "uint8", "bool", "uint64"])
+@pytest.mark.parametrize(
+    ("chunks", "shards", "shape"),
+    [((2, 3), (4, 9), (4, 9)), ((3, 64), (3, 448), (3, 400)), ((2, 2, 2), (6, 4, 10), (5, 4, 9)), ((5,), (5,), (3,))],
+)
+def test_shard_is_what_zarr_itself_stores(
+    dtype: str, chunks: tuple[int, ...], shards: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
+    fill = math.nan if dtype.startswith("f") else 0
+    spec = ArraySpec("a", ("x", "y", "z")[: len(shape)], shards, dtype, chunks, shards, fill)
+    values = np.random.default_rng(0).integers(0, 100, shape).astype(dtype)
+    values[: len(values) // 2] = 1
+    whole = np.full(shards, fill, dtype)
+    whole[tuple(slice(0, n) for n in shape)] = values
+    memory = zarr.storage.MemoryStore()
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        _create_array(memory, spec, shards)[...] = whole
+    stored = sync(memory.get(shard_key(spec, (0,) * len(shape)), default_buffer_prototype()))
+    assert encode_shard(spec, values) == stored.to_bytes()
 
 
 def test_all_fill_shard_is_stored() -> None:
