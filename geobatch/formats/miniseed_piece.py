@@ -116,7 +116,7 @@ def read_piece(piece: Piece, source: Source, group: Group) -> Canvas:
 
 def figures(canvas: Canvas) -> dict[str, Any]:
     """Per component that has samples: moments, extremes, samples in plateaus at the extremes, and counts."""
-    found: dict[str, Any] = {"samples": int(canvas.valid.sum())}
+    found: dict[str, Any] = {"samples": int(np.count_nonzero(canvas.valid))}
     for number, code in enumerate(canvas.group.components):
         valid = canvas.valid[number]
         if not valid.any() and not canvas.counts[number].any():

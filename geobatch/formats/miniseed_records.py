@@ -213,9 +213,7 @@ def _candidates(buffer: Bytes) -> Ints:
 
 def _looks(buffer: Bytes, offsets: Ints) -> npt.NDArray[np.bool_]:
     """True where a data record header may begin: sequence number, one of D R Q M, a blank."""
-    if not len(offsets):
-        return np.zeros(0, bool)
-    head = buffer[offsets[:, None] + np.arange(8)]
+    head = _bytes_at(buffer, offsets, 8)
     digit = ((head[:, :6] >= ord("0")) & (head[:, :6] <= ord("9"))) | (head[:, :6] == ord(" ")) | (head[:, :6] == 0)
     quality = np.isin(head[:, 6], np.frombuffer(b"DRQM", np.uint8))
     return np.asarray(digit.all(axis=1) & quality & np.isin(head[:, 7], (ord(" "), 0)))
@@ -223,12 +221,13 @@ def _looks(buffer: Bytes, offsets: Ints) -> npt.NDArray[np.bool_]:
 
 def _parse(buffer: Bytes, offsets: Ints) -> dict[str, npt.NDArray[Any]]:
     """Columns of the headers at these offsets; `length` is 0 where no blockette 1000 tells it."""
-    head = np.ascontiguousarray(buffer[offsets[:, None] + np.arange(HEADER_BYTES)])
+    head = _bytes_at(buffer, offsets, HEADER_BYTES)
     big, little = head.view(_BIG)[:, 0], head.view(_LITTLE)[:, 0]
     swapped = ~_dated(big) & _dated(little)
+    mixed = swapped.any()
 
     def field(name: str) -> npt.NDArray[Any]:
-        return np.where(swapped, little[name], big[name]).astype(np.int64)
+        return (np.where(swapped, little[name], big[name]) if mixed else big[name]).astype(np.int64)
 
     told = _blockettes(buffer, offsets, field("first_blockette"), swapped)
     factor, multiplier = field("factor").astype(float), field("multiplier").astype(float)
@@ -252,6 +251,13 @@ def _parse(buffer: Bytes, offsets: Ints) -> dict[str, npt.NDArray[Any]]:
         "kind": _KINDS[told["encoding"]],
         "data_offset": field("data_offset"),
     }
+
+
+def _bytes_at(buffer: Bytes, offsets: Ints, count: int) -> Bytes:
+    """So many bytes from each offset on, one row each."""
+    if not len(offsets):
+        return np.zeros((0, count), np.uint8)
+    return np.lib.stride_tricks.sliding_window_view(buffer, count)[offsets]
 
 
 def _dated(head: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
@@ -281,7 +287,7 @@ def _blockettes(buffer: Bytes, offsets: Ints, first: Ints, swapped: npt.NDArray[
     for _ in range(BLOCKETTES):
         if not len(rows):
             break
-        body = buffer[(offsets[rows] + position[rows])[:, None] + np.arange(8)]
+        body = _bytes_at(buffer, offsets[rows] + position[rows], 8)
         words = np.where(swapped[rows, None], body.view("<u2"), body.view(">u2")).astype(np.int64)
         kind, following = words[:, 0], words[:, 1]
         _hear(told, rows, kind, body, swapped[rows])
@@ -314,8 +320,8 @@ def _faults(columns: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.str_]:
     rate = columns["rate"]
 
     def fault(mask: npt.NDArray[np.bool_], text: str, *named: str) -> None:
-        for row in np.flatnonzero(mask & (faults == "")):
-            faults[row] = text.format(*(columns[name][row] for name in named))
+        for row in np.flatnonzero(mask):
+            faults[row] = faults[row] or text.format(*(columns[name][row] for name in named))
 
     fault(columns["encoding"] == 0, "holds text, no samples")
     fault(columns["samples"] == 0, "holds no samples")

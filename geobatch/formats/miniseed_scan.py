@@ -170,8 +170,9 @@ def stretches(records: Records, rows: npt.NDArray[np.int64], channel: int) -> np
 
 def nominal_rates(rates: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Each rate, or the whole number of samples per second, or of seconds per sample, within 1e-4 of it."""
+    told, which = np.unique(rates, return_inverse=True)
     # Rounded first, so that the nominal rate of a nominal rate is itself.
-    rates = np.array([float(f"{rate:.6g}") for rate in rates.tolist()])
+    rates = np.array([float(f"{rate:.6g}") for rate in told.tolist()])[which]
     whole = np.maximum(np.round(rates), 1)
     period = np.maximum(np.round(1 / rates), 1)
     near = np.abs(rates - whole) <= SAME_RATE * rates
