@@ -179,12 +179,12 @@ def _wanted(records: Records, name: str, rows: npt.NDArray[Any], where: str) -> 
     return wanted
 
 
-def _gather(data: bytes, records: Records, base: int) -> bytes:
+def _gather(data: bytes, records: Records, base: int) -> bytes | memoryview:
     """The records one after the other; no copy of what already is."""
     starts, ends = records.offset - base, records.offset - base + records.length
-    if (starts[1:] == ends[:-1]).all():
-        return data[int(starts[0]) : int(ends[-1])]
     view = memoryview(data)
+    if (starts[1:] == ends[:-1]).all():
+        return view[int(starts[0]) : int(ends[-1])]
     return b"".join(view[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True))
 
 
@@ -238,8 +238,8 @@ def _drop_unusable(canvas: Canvas) -> None:
         for start in range(0, canvas.samples.shape[1], BLOCK_SAMPLES):
             part = slice(start, start + BLOCK_SAMPLES)
             values, valid = canvas.samples[component, part], canvas.valid[component, part]
-            odd = valid & (values == NO_DATA if values.dtype.kind == "i" else ~np.isfinite(values))
-            if odd.any():
+            odd = values == NO_DATA if values.dtype.kind == "i" else ~np.isfinite(values)
+            if odd.any() and (odd := odd & valid).any():
                 canvas.counts[component, COUNTS.index("unusable")] += int(odd.sum())
                 valid[odd] = False
                 values[odd] = NO_DATA if values.dtype.kind == "i" else np.nan

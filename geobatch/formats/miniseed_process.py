@@ -46,7 +46,7 @@ class Decoder:
         self._room = memoryview(b"")
 
     def decode(
-        self, body: bytes, starts_ns: npt.ArrayLike, counts: npt.ArrayLike, lengths: npt.ArrayLike
+        self, body: bytes | memoryview, starts_ns: npt.ArrayLike, counts: npt.ArrayLike, lengths: npt.ArrayLike
     ) -> tuple[npt.NDArray[Any], dict[int, str]]:
         """The samples of records in their order, zeros for what does not decode, and the fault of each such record.
 
@@ -79,7 +79,9 @@ class Decoder:
             self._memory.close()
             self._memory, self._room = None, memoryview(b"")
 
-    def _ask(self, what: str, body: bytes, columns: npt.NDArray[np.int64] = NO_RECORDS) -> tuple[dict[str, Any], int]:
+    def _ask(
+        self, what: str, body: bytes | memoryview, columns: npt.NDArray[np.int64] = NO_RECORDS
+    ) -> tuple[dict[str, Any], int]:
         """The answer, and where in the memory its samples begin."""
         deadline = time.monotonic() + self.patience_s + len(body) / SLOWEST_BYTES_PER_S
         try:

@@ -129,7 +129,7 @@ def read_records(data: bytes, base: int = 0, *, limit: int | None = None) -> tup
     if columns is None:
         columns, skipped = _walk(buffer, limit)
     faults = _faults(columns)
-    usable = faults == ""
+    usable = np.asarray(faults == "", bool)
     bad = [
         Unusable(int(offset), int(offset + length), 1, str(fault))
         for offset, length, fault in zip(
@@ -311,7 +311,7 @@ def _hear(told: dict[str, Any], rows: Ints, kind: Ints, body: Bytes, swapped: np
         told["rate"][rows[rated]] = np.where(swapped[rated], four.view("<f4")[:, 0], four.view(">f4")[:, 0])
 
 
-def _faults(columns: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.str_]:
+def _faults(columns: dict[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
     """Why each record cannot be used; empty where it can."""
     payload = columns["length"] - columns["data_offset"]
     dense = _DENSITIES[columns["encoding"]]
@@ -331,7 +331,7 @@ def _faults(columns: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.str_]:
     fault(dense == 0, "has the unknown encoding {}", "encoding")
     fault((columns["data_offset"] < HEADER_BYTES) | (payload <= 0), "has its samples at byte {}", "data_offset")
     fault(columns["samples"] > room, "claims {} samples, more than fit its {} bytes", "samples", "length")
-    return faults.astype(str)
+    return faults
 
 
 def _joined(bad: list[Unusable]) -> list[Unusable]:
@@ -348,7 +348,9 @@ def _joined(bad: list[Unusable]) -> list[Unusable]:
 
 def _channels(columns: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.str_]:
     """`NET.STA.LOC.CHA` of each record; what is no ASCII letter or digit becomes `_`."""
-    unique, inverse = np.unique(columns["identity"], return_inverse=True)
+    identity = columns["identity"]
+    begins = runs(identity)
+    unique, inverse = np.unique(identity[begins], return_inverse=True)
     names = []
     for raw in unique.tolist():
         text = raw.ljust(12, b" ").decode("latin-1")
@@ -356,7 +358,14 @@ def _channels(columns: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.str_]:
         names.append(
             ".".join("".join(c if c.isascii() and c.isalnum() else "_" for c in _bare(code)) for code in codes)
         )
-    return np.array(names or [""], np.str_)[inverse]
+    return np.repeat(np.array(names, np.str_)[inverse], np.diff(begins, append=len(identity)))
+
+
+def runs(values: npt.NDArray[Any]) -> Ints:
+    """The first row of every run of equal values: a file has few, and to sort its rows would take far longer."""
+    changed = np.ones(len(values), bool)
+    changed[1:] = values[1:] != values[:-1]
+    return np.flatnonzero(changed)
 
 
 def _bare(code: str) -> str:

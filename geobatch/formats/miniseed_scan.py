@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from geobatch.errors import NotFoundError
 from geobatch.formats.ingestion import Fault, versions_of
-from geobatch.formats.miniseed_records import NS_PER_S, Records, Unusable, read_records
+from geobatch.formats.miniseed_records import NS_PER_S, Records, Unusable, read_records, runs
 from geobatch.storage import join_url, open_storage, split_url
 
 PART_BYTES = 64 * 2**20
@@ -134,7 +134,7 @@ def scan_part(part: Part, source: Source) -> FileTable:
     records, unusable = read_records(data, part.start, limit=part.end - part.start)
     if not len(records) and len(unusable) == 1 and not unusable[0].count:
         return FileTable(faults=[Fault("file", name, unusable[0].fault, "left out")])
-    channels = sorted(set(records.channel.tolist()))
+    channels = np.unique(records.channel[runs(records.channel)]).tolist()
     rows = [stretches(records, np.flatnonzero(records.channel == name), n) for n, name in enumerate(channels)]
     table = np.concatenate(rows) if rows else np.zeros(0, STRETCH)
     return FileTable(channels, table, [_fault(name, bad) for bad in unusable])
