@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,11 +89,12 @@ def write_piece(piece: Piece, source: Source, groups: Sequence[Group], url: str)
     group = groups[piece.group]
     canvas = read_piece(piece, source, group)
     index = (piece.station, 0, piece.column)
-    stored = (
-        store_shard(url, group.waveform, index, canvas.samples[None]),
-        store_shard(url, group.valid, index, canvas.valid[None]),
-    )
-    return Written(stored, tuple(canvas.faults), figures(canvas))
+    # Samples wait for storage, which the rest need not.
+    with ThreadPoolExecutor(1) as storing:
+        samples = storing.submit(store_shard, url, group.waveform, index, canvas.samples[None])
+        told = figures(canvas)
+        valid = store_shard(url, group.valid, index, canvas.valid[None])
+    return Written((samples.result(), valid), tuple(canvas.faults), told)
 
 
 def read_piece(piece: Piece, source: Source, group: Group) -> Canvas:

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from geobatch.errors import NotFoundError
 from geobatch.formats.ingestion import Fault, versions_of
-from geobatch.formats.miniseed_records import NS_PER_S, Records, Unusable, read_records, runs
+from geobatch.formats.miniseed_headers import NS_PER_S
+from geobatch.formats.miniseed_records import Records, Unusable, read_records, runs
 from geobatch.storage import join_url, open_storage, split_url
 
 PART_BYTES = 64 * 2**20
