@@ -42,10 +42,18 @@ def packed_shard(data: npt.NDArray[Any], chunks: Sequence[int]) -> bytes:
     pack = packer(data.dtype)
     little = data.astype(data.dtype.newbyteorder("<"), copy=False)
 
+    last: tuple[bytes, tuple[bytes, bytes]] = b"", (b"", b"")
+
     def packed(place: tuple[int, ...]) -> tuple[bytes, bytes]:
-        region = tuple(slice(i * c, (i + 1) * c) for i, c in zip(place, chunks, strict=True))
-        chunk: bytes = pack.encode(np.ascontiguousarray(little[region]))
-        return chunk, _crc(chunk)
+        nonlocal last
+        body = little[tuple(slice(i * c, (i + 1) * c) for i, c in zip(place, chunks, strict=True))].tobytes()
+        before, found = last
+        # Masks, fill and classes repeat chunk after chunk.
+        if body != before:
+            chunk = pack.encode(np.frombuffer(body, little.dtype))
+            found = chunk, _crc(chunk)
+            last = body, found
+        return found
 
     places = list(morton_order_iter(counts))
     # Blosc packs in one thread, and so to the same bytes each time, when it is called outside the main one.

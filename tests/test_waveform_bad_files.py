@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from bounds import bounded
 from miniseed_files import START, counts, records, trace
@@ -19,6 +20,7 @@ from geobatch.errors import DataError, FormatError, GeobatchError
 from geobatch.formats import miniseed
 from geobatch.formats.ingestion import read_quality
 from geobatch.formats.miniseed_process import COMMAND, Decoder
+from geobatch.formats.miniseed_records import read_records
 from geobatch.formats.spec import IngestRun
 
 
@@ -224,6 +226,21 @@ def test_crash_or_hang_of_the_decoder_costs_its_request_only(script: str, fault:
     broken.close()
     np.testing.assert_array_equal(values, counts(10))
     assert not bad
+
+
+def test_decoder_keeps_nothing_of_what_it_decoded() -> None:
+    data = counts(10**6)
+    body = records(trace(data), encoding="INT32")
+    read, _ = read_records(body)
+    own = Decoder()
+    held = []
+    for _ in range(40):
+        values, _ = own.decode(body, read.start_ns, read.samples, read.length)
+        np.testing.assert_array_equal(values, data)
+        assert own._process is not None
+        held.append(psutil.Process(own._process.pid).memory_info().rss)
+    own.close()
+    assert max(held) - held[1] < 8 * data.nbytes
 
 
 def test_crash_over_one_file_costs_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

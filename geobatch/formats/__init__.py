@@ -8,13 +8,15 @@ import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from geobatch.errors import UsageError
-from geobatch.formats.segy_ingest import ingest
 from geobatch.formats.spec import IngestJob, IngestOptions, IngestRun, Inspected
+
+if TYPE_CHECKING:
+    from geobatch.formats.segy_ingest import ingest
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,13 @@ def ingest_job(job: IngestJob, on_progress: Callable[[int, int], None] = lambda 
     name, format_ = find_format(job.source, job.format)
     run = IngestRun(job.overwrite, job.num_cpus, on_progress)
     return format_.ingest(job.source, job.output, parse_options(name, job.options), run)
+
+
+def __getattr__(name: str) -> Any:
+    """SEG-Y's own `ingest`, imported when first used: every worker imports this package, whatever its format."""
+    if name != "ingest":
+        raise AttributeError(f"module 'geobatch.formats' has no attribute {name!r}")
+    return FORMATS["segy"]._named(name)
 
 
 __all__ = [

@@ -11,6 +11,7 @@ import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
+from geobatch.formats.spec import Inspected as Inspected
 from geobatch.shards import ArraySpec
 
 Array = npt.NDArray[Any]

@@ -24,7 +24,6 @@ from pydantic import Field, field_validator
 from geobatch.errors import FormatError, UsageError
 from geobatch.fanout import FanOut, in_order, open_fanout
 from geobatch.formats.ingestion import Fault, Ingestion, ingesting
-from geobatch.formats.miniseed_inspect import as_survey
 from geobatch.formats.miniseed_layout import PLACED, Cut, Group, Layout, lay_out
 from geobatch.formats.miniseed_piece import READ_BYTES, Piece, figures, pieces, read_piece, write_piece
 from geobatch.formats.miniseed_process import close_decoder, decoder
@@ -47,7 +46,6 @@ from geobatch.formats.miniseed_survey import (
     suspicious,
 )
 from geobatch.formats.spec import IngestOptions, IngestRun, Inspected
-from geobatch.formats.waveform_sample import waveform_spectra
 from geobatch.shards import ArraySpec, shard_grid
 from geobatch.storage import absolute_url, open_storage
 from geobatch.survey import COMPLETE, SCHEMA
@@ -147,6 +145,9 @@ def inspect_source(src_url: str, options: Options) -> Inspected:
         overlaps, completeness, extremes, plateaus and, of those that were sampled, spectrum; and `faults`, their
         number and the first of them.
     """
+    from geobatch.formats.miniseed_inspect import as_survey
+    from geobatch.formats.waveform_sample import waveform_spectra
+
     src_url = absolute_url(src_url)
     source = list_source(src_url)
     inventories, files = _sort_files(source, options.stations)

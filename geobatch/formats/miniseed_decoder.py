@@ -1,16 +1,19 @@
 """A process of its own that decodes MiniSEED records with obspy: what makes libmseed crash or hang costs only it.
 
-    python -P miniseed_decoder.py
+    python -P miniseed_decoder.py MEMORY
 
-Requests come on standard input, answers go to standard output; both are a JSON line and the bytes it announces, before
-which a request for records has three columns of int64: times in ns, samples, lengths in bytes. Run by path, so that it
-starts as fast as obspy does.
+Requests come on standard input, answers go to standard output, both as JSON lines. The bytes they are about stand in a
+file in memory, whose descriptor is MEMORY: of a request for records first three columns of int64, times in ns, samples
+and lengths in bytes, then the records, and from `answer_at` on their samples. Run by path, so that it starts as fast as
+obspy does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import mmap
 import os
 import sys
 import warnings
@@ -25,7 +28,7 @@ Ints = npt.NDArray[np.int64]
 SAME_TIME_NS = 1_000_000
 
 
-def decode(body: bytes, starts_ns: Ints, counts: Ints, lengths: Ints) -> tuple[Any, list[list[Any]]]:
+def decode(body: memoryview, starts_ns: Ints, counts: Ints, lengths: Ints) -> tuple[Any, list[list[Any]]]:
     """The samples of records that lie one after the other, and the number and fault of each that does not decode.
 
     Args:
@@ -40,8 +43,9 @@ def decode(body: bytes, starts_ns: Ints, counts: Ints, lengths: Ints) -> tuple[A
     edges = np.concatenate(([0], np.cumsum(lengths)))
     parts: list[npt.NDArray[Any]] = []
     bad: list[list[Any]] = []
-
-    def take(first: int, end: int) -> None:
+    left = [(0, len(counts))]
+    while left:
+        first, end = left.pop()
         part, fault = _read(body[edges[first] : edges[end]], starts_ns[first:end], counts[first:end])
         if part is not None:
             parts.append(part)
@@ -50,17 +54,14 @@ def decode(body: bytes, starts_ns: Ints, counts: Ints, lengths: Ints) -> tuple[A
             bad.append([first, fault])
         else:
             middle = (first + end) // 2
-            take(first, middle)
-            take(middle, end)
-
-    take(0, len(counts))
+            left += [(middle, end), (first, middle)]
     if len(parts) == 1:
         return parts[0], bad
     kinds = [part.dtype for part in parts if part.any()] or [parts[0].dtype]
     return np.concatenate(parts).astype(np.result_type(*kinds), copy=False), bad
 
 
-def _read(body: bytes, starts_ns: Ints, counts: Ints) -> tuple[npt.NDArray[Any] | None, str]:
+def _read(body: memoryview, starts_ns: Ints, counts: Ints) -> tuple[npt.NDArray[Any] | None, str]:
     """The samples when obspy reads all of them, in order and without a complaint; else its complaint."""
     import obspy
 
@@ -87,7 +88,7 @@ def _read(body: bytes, starts_ns: Ints, counts: Ints) -> tuple[npt.NDArray[Any] 
     return (traces[0].data if len(traces) == 1 else np.concatenate([trace.data for trace in traces])), ""
 
 
-def inventory(body: bytes) -> list[dict[str, Any]]:
+def inventory(body: memoryview) -> list[dict[str, Any]]:
     """One entry per channel and epoch of a StationXML document."""
     import obspy
 
@@ -118,24 +119,25 @@ def _number(value: Any) -> float | None:
     return None if value is None or not np.isfinite(float(value)) else float(value)
 
 
-def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+def serve(requests: BinaryIO, answers: BinaryIO, memory: int) -> None:
     """Answer requests until there are no more."""
+    room = memoryview(b"")
     while line := requests.readline():
         request = json.loads(line)
-        columns = np.frombuffer(requests.read(3 * 8 * request["records"]), np.int64).reshape(3, -1)
-        body = requests.read(request["bytes"])
-        samples: Any = b""
+        if len(room) != request["room"]:
+            room = memoryview(mmap.mmap(memory, request["room"]))
+        columns = np.frombuffer(room, np.int64, 3 * request["records"]).reshape(3, -1)
+        body = room[columns.nbytes : columns.nbytes + request["bytes"]]
         try:
             if request["what"] == "inventory":
                 answer: dict[str, Any] = {"entries": inventory(body)}
             else:
                 values, bad = decode(body, *columns)
-                samples = np.ascontiguousarray(values).view(np.uint8).data
+                np.frombuffer(room, values.dtype, len(values), request["answer_at"])[:] = values
                 answer = {"dtype": values.dtype.str, "bad": bad}
         except Exception as error:  # The answer to whatever goes wrong is what went wrong.
             answer = {"error": f"{type(error).__name__}: {error}"}
-        answers.write(json.dumps({**answer, "bytes": len(samples)}).encode() + b"\n")
-        answers.write(samples)
+        answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
 
 
@@ -143,4 +145,7 @@ if __name__ == "__main__":
     # What libraries print must not mix with answers.
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    serve(sys.stdin.buffer, channel)
+    # While the other process still reads; what is missing is told to the first request.
+    with contextlib.suppress(ImportError):
+        import obspy  # noqa: F401
+    serve(sys.stdin.buffer, channel, int(sys.argv[1]))

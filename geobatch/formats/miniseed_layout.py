@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from geobatch.errors import DataError, FormatError
 from geobatch.formats.ingestion import Fault
-from geobatch.formats.miniseed_records import DOUBLE, INTEGER, NS_PER_S, SINGLE
+from geobatch.formats.miniseed_headers import DOUBLE, INTEGER, NS_PER_S, SINGLE
 from geobatch.formats.miniseed_scan import FileTable, Part, Source
 from geobatch.shards import ArraySpec
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,11 +89,12 @@ def write_piece(piece: Piece, source: Source, groups: Sequence[Group], url: str)
     group = groups[piece.group]
     canvas = read_piece(piece, source, group)
     index = (piece.station, 0, piece.column)
-    stored = (
-        store_shard(url, group.waveform, index, canvas.samples[None]),
-        store_shard(url, group.valid, index, canvas.valid[None]),
-    )
-    return Written(stored, tuple(canvas.faults), figures(canvas))
+    # Samples wait for storage, which the rest need not.
+    with ThreadPoolExecutor(1) as storing:
+        samples = storing.submit(store_shard, url, group.waveform, index, canvas.samples[None])
+        told = figures(canvas)
+        valid = store_shard(url, group.valid, index, canvas.valid[None])
+    return Written((samples.result(), valid), tuple(canvas.faults), told)
 
 
 def read_piece(piece: Piece, source: Source, group: Group) -> Canvas:
@@ -116,7 +118,7 @@ def read_piece(piece: Piece, source: Source, group: Group) -> Canvas:
 
 def figures(canvas: Canvas) -> dict[str, Any]:
     """Per component that has samples: moments, extremes, samples in plateaus at the extremes, and counts."""
-    found: dict[str, Any] = {"samples": int(canvas.valid.sum())}
+    found: dict[str, Any] = {"samples": int(np.count_nonzero(canvas.valid))}
     for number, code in enumerate(canvas.group.components):
         valid = canvas.valid[number]
         if not valid.any() and not canvas.counts[number].any():
@@ -179,12 +181,12 @@ def _wanted(records: Records, name: str, rows: npt.NDArray[Any], where: str) -> 
     return wanted
 
 
-def _gather(data: bytes, records: Records, base: int) -> bytes:
+def _gather(data: bytes, records: Records, base: int) -> bytes | memoryview:
     """The records one after the other; no copy of what already is."""
     starts, ends = records.offset - base, records.offset - base + records.length
-    if (starts[1:] == ends[:-1]).all():
-        return data[int(starts[0]) : int(ends[-1])]
     view = memoryview(data)
+    if (starts[1:] == ends[:-1]).all():
+        return view[int(starts[0]) : int(ends[-1])]
     return b"".join(view[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True))
 
 
@@ -238,8 +240,8 @@ def _drop_unusable(canvas: Canvas) -> None:
         for start in range(0, canvas.samples.shape[1], BLOCK_SAMPLES):
             part = slice(start, start + BLOCK_SAMPLES)
             values, valid = canvas.samples[component, part], canvas.valid[component, part]
-            odd = valid & (values == NO_DATA if values.dtype.kind == "i" else ~np.isfinite(values))
-            if odd.any():
+            odd = values == NO_DATA if values.dtype.kind == "i" else ~np.isfinite(values)
+            if odd.any() and (odd := odd & valid).any():
                 canvas.counts[component, COUNTS.index("unusable")] += int(odd.sum())
                 valid[odd] = False
                 values[odd] = NO_DATA if values.dtype.kind == "i" else np.nan

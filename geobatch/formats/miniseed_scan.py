@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from geobatch.errors import NotFoundError
 from geobatch.formats.ingestion import Fault
-from geobatch.formats.miniseed_records import NS_PER_S, Records, Unusable, read_records
+from geobatch.formats.miniseed_headers import NS_PER_S
+from geobatch.formats.miniseed_records import Records, Unusable, read_records, runs
 from geobatch.formats.versions import versions_of
 from geobatch.storage import join_url, open_storage, split_url
 
@@ -135,7 +136,7 @@ def scan_part(part: Part, source: Source) -> FileTable:
     records, unusable = read_records(data, part.start, limit=part.end - part.start)
     if not len(records) and len(unusable) == 1 and not unusable[0].count:
         return FileTable(faults=[Fault("file", name, unusable[0].fault, "left out")])
-    channels = sorted(set(records.channel.tolist()))
+    channels = np.unique(records.channel[runs(records.channel)]).tolist()
     rows = [stretches(records, np.flatnonzero(records.channel == name), n) for n, name in enumerate(channels)]
     table = np.concatenate(rows) if rows else np.zeros(0, STRETCH)
     return FileTable(channels, table, [_fault(name, bad) for bad in unusable])
@@ -171,8 +172,9 @@ def stretches(records: Records, rows: npt.NDArray[np.int64], channel: int) -> np
 
 def nominal_rates(rates: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Each rate, or the whole number of samples per second, or of seconds per sample, within 1e-4 of it."""
+    told, which = np.unique(rates, return_inverse=True)
     # Rounded first, so that the nominal rate of a nominal rate is itself.
-    rates = np.array([float(f"{rate:.6g}") for rate in rates.tolist()])
+    rates = np.array([float(f"{rate:.6g}") for rate in told.tolist()])[which]
     whole = np.maximum(np.round(rates), 1)
     period = np.maximum(np.round(1 / rates), 1)
     near = np.abs(rates - whole) <= SAME_RATE * rates

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from geobatch.formats.miniseed_headers import NS_PER_S
 from geobatch.formats.miniseed_layout import Group
 from geobatch.formats.miniseed_piece import COUNTS, Piece
-from geobatch.formats.miniseed_records import NS_PER_S
 from geobatch.shards import ArraySpec
 
 # Version of everything here that decides a sample's value: placement, what is kept of overlaps, what counts as missing.
