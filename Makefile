@@ -15,8 +15,9 @@ export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO := 0
 demo: .venv
 	$(BIN)/geobatch demo
 
+# Two at a time: each has a Ray cluster of its own, and half of the tests wait for processes.
 test: .venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 chaos: .venv
 	$(BIN)/python -m pytest tests/chaos -m chaos --timeout 3600

@@ -10,6 +10,7 @@ Besides what `struck` watches, the scan of each part of a source and the writing
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -77,7 +78,7 @@ class IngestLine:
 
 def _ingest(answer: Connection, job: IngestJob, orders: Orders, fault: Fault | None, at_once: int) -> None:
     with obeying(orders, "ingest", fault) as trace:
-        for name, point in (("remembered", "scan"), ("write", "piece")):
+        for name, point in (("remembered", "scan"), ("write_together", "piece")):
             setattr(Ingestion, name, _watched(getattr(Ingestion, name), point, trace))
         if at_once > 1:
             geobatch.fanout._in_process = functools.partial(_several_at_once, at_once)
@@ -89,20 +90,27 @@ def _ingest(answer: Connection, job: IngestJob, orders: Orders, fault: Fault | N
 
 
 def _watched(method: Callable[..., Any], point: str, trace: Trace) -> Callable[..., Any]:
-    """A method of `Ingestion` that runs a function on items; each item becomes a point."""
+    """A method of `Ingestion` that runs a function on items, or on some of them together; each becomes a point."""
 
     @functools.wraps(method)
-    def watched(self: Ingestion, *given: Any, **options: Any) -> Any:
-        *name, function, items = given
+    def watched(self: Ingestion, *given: Any, **how: Any) -> Any:
+        at = next(n for n, one in enumerate(given) if callable(one))
+        function, items = given[at], given[at + 1]
 
-        def passing(item: Any) -> Any:
-            number = next(n for n, one in enumerate(items) if one is item)
-            with trace.around(f"{point} {number}"):
-                return function(item)
+        def passing(work: Any) -> Any:
+            numbers = [n for n, one in enumerate(items) if one is work or (type(work) is list and _holds(work, one))]
+            with contextlib.ExitStack() as points:
+                for number in numbers:
+                    points.enter_context(trace.around(f"{point} {number}"))
+                return function(work)
 
-        return method(self, *name, passing, items, **options)
+        return method(self, *given[:at], passing, *given[at + 1 :], **how)
 
     return watched
+
+
+def _holds(works: list[Any], item: Any) -> bool:
+    return any(one is item for one in works)
 
 
 def _several_at_once(
