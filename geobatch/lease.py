@@ -22,13 +22,15 @@ from typing import Any
 
 import psutil
 
-from geobatch.errors import GeobatchError, IntegrityError, LeaseError, NotFoundError, TransientError
+from geobatch.errors import GeobatchError, IntegrityError, LeaseError, NotFoundError, TransientError, UsageError
 from geobatch.storage import Storage, open_storage
 
 LEASE = "_geobatch/lease.json"
 TIMEOUT_S = 30.0
 RENEWAL_S = 8.0
 POLL_S = 0.5
+NO_VERSION = "0" * 32
+"""The version, an MD5 as S3 gives them, of no lease there is."""
 PATIENCE_S = 300.0
 """How long a run whose storage does not answer waits before it gives up its lease."""
 
@@ -94,6 +96,7 @@ class Lease:
 
         Raises:
             LeaseError: a living run holds it.
+            UsageError: the storage ignores the conditions of writes, without which two runs would not notice each other.
         """
         storage = open_storage(output_url)
         run, holder = uuid.uuid4().hex, Holder.this_process()
@@ -106,6 +109,7 @@ class Lease:
             except NotFoundError:
                 found, version = {"fence": 0, "released": True}, ""
             if found.get("run") == run:
+                _require_conditions(storage)
                 # A renewal that waited out an outage would come too late to be one.
                 return cls(open_storage(output_url, patience_s=RENEWAL_S), found["fence"], run, found, version)
             # A reader that was held up itself must not take what changed meanwhile for abandoned.
@@ -288,6 +292,20 @@ def _replace(storage: Storage, document: dict[str, Any], version: str) -> bool:
     if not version:
         return storage.put_if_absent(LEASE, _json(document))
     return storage.put_if_match(LEASE, _json(document), version) is not None
+
+
+def _require_conditions(storage: Storage) -> None:
+    """Refuse a server that stores where it was told not to, as some that speak S3 do."""
+    if storage.put_if_match(LEASE, b"{}", NO_VERSION) is None:
+        return
+    storage.delete(LEASE)
+    raise UsageError(
+        "this storage ignores the condition of a conditional write",
+        where=f"{storage.url}/{LEASE}",
+        measured=f"a PUT with If-Match: {NO_VERSION} was done",
+        limit="412 Precondition Failed, as S3 answers",
+        remedy="Two runs on one output could not be kept apart. Write to another store, or to a file system.",
+    )
 
 
 def _document(fence: int, run: str, holder: Holder) -> dict[str, Any]:

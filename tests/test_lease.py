@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from geobatch.errors import LeaseError
+from geobatch.errors import LeaseError, NotFoundError, UsageError
 from geobatch.lease import LEASE, Lease
 from geobatch.storage import open_storage
+from geobatch.storage.s3 import _s3_client
 
 
 def test_reader_that_was_held_up_itself_takes_no_living_lease_over(
@@ -47,3 +48,27 @@ def test_lease_that_outranks_an_earlier_one_hands_its_number_on(tmp_path: Path) 
     following = Lease.acquire(str(tmp_path))
     assert following.fence == 43
     following.release()
+
+
+def test_server_that_ignores_conditions_is_refused(s3: str) -> None:
+    client = _s3_client()
+
+    def forget(params: dict[str, object], **_: object) -> None:
+        params.pop("IfMatch", None)
+        params.pop("IfNoneMatch", None)
+
+    client.meta.events.register("provide-client-params.s3.PutObject", forget)
+    try:
+        with pytest.raises(UsageError, match="ignores the condition"):
+            Lease.acquire(s3)
+    finally:
+        client.meta.events.unregister("provide-client-params.s3.PutObject", forget)
+    with pytest.raises(NotFoundError):
+        open_storage(s3).get(LEASE)
+    Lease.acquire(s3).release()
+
+
+def test_client_takes_the_credentials_that_the_environment_names_now(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _s3_client()._get_credentials().access_key != "another"
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "another")
+    assert _s3_client()._get_credentials().access_key == "another"

@@ -67,7 +67,7 @@ class S3Storage(Storage):
         """The whole object and its ETag."""
 
         def read() -> tuple[bytes, str]:
-            answer = _s3_client().get_object(Bucket=self.bucket, Key=self._key(key))
+            answer = _s3_client().get_object(Bucket=self.bucket, Key=self._key(key), ChecksumMode="ENABLED")
             return whole_object(answer), etag(answer)
 
         return self._retried(read, key)
@@ -278,8 +278,12 @@ def _client_of_process(_process_id: int, _endpoint_url: str | None, _key_id: str
         max_pool_connections=32,
         # A body is covered by its CRC32, which stands in a signed header, over http as over https: SHA-256 costs more.
         s3={"payload_signing_enabled": False},
+        # Whole objects alone are asked with their checksum: some servers answer it for a range too, which it is not of.
+        response_checksum_validation="when_required",
     )
-    return boto3.client("s3", config=config, region_name=boto3.Session().region_name or "us-east-1")
+    # The session that boto3 keeps for the process would keep the first credentials it found.
+    session = boto3.Session()
+    return session.client("s3", config=config, region_name=session.region_name or "us-east-1")
 
 
 def _s3_client() -> Any:
