@@ -85,7 +85,10 @@ class Peer:
 def main() -> None:
     """Measure, store the figures; exit 1 when a rival's environment is missing."""
     options = _options()
-    own, mdio, rclone = Path(sys.executable), *(options.rivals / name for name in ("mdio/bin/python", "rclone/bin/rclone"))
+    own, mdio, rclone = (
+        Path(sys.executable),
+        *(options.rivals / name for name in ("mdio/bin/python", "rclone/bin/rclone")),
+    )
     for rival in (mdio, rclone):
         if not rival.exists() and not options.allow_missing:
             sys.exit(f"{rival} is missing. Make it with benchmarks/rivals/setup.sh.")

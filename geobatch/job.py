@@ -15,14 +15,18 @@ from geobatch.labels.spec import LabelJob
 from geobatch.preprocess.spec import PreprocessJob
 from geobatch.score.spec import ScoreJob
 from geobatch.storage import open_storage, split_url
+from geobatch.train.compare_spec import CompareJob
 from geobatch.train.spec import TrainJob
 
-Job = ScoreJob | TrainJob | IngestJob | LabelJob | PreprocessJob
-JOBS: dict[str, type[ScoreJob] | type[TrainJob] | type[IngestJob] | type[LabelJob] | type[PreprocessJob]] = {
+Job = ScoreJob | TrainJob | CompareJob | IngestJob | LabelJob | PreprocessJob
+JOBS: dict[
+    str, type[ScoreJob] | type[TrainJob] | type[CompareJob] | type[IngestJob] | type[LabelJob] | type[PreprocessJob]
+] = {
     "ingest": IngestJob,
     "label": LabelJob,
     "preprocess": PreprocessJob,
     "train": TrainJob,
+    "compare": CompareJob,
     "score": ScoreJob,
 }
 
@@ -116,6 +120,10 @@ def run_job(
         from geobatch.preprocess.materialise import preprocess
 
         return preprocess(job, lambda done, total: on_progress(done, total, ""))
+    if isinstance(job, CompareJob):
+        from geobatch.train.compare import compare
+
+        return compare(job, lambda done, total: on_progress(done, total, ""))
     from geobatch.models.bundle import load_bundle
     from geobatch.train.train import train
 

@@ -25,7 +25,7 @@ from geobatch.labels.spec import FaultSticks, HorizonFile, Polygons, Reflector
 from geobatch.shards import ArraySpec, create_arrays, finish_group
 from geobatch.survey import open_survey, survey_info
 from geobatch.train.data import open_labelled
-from geobatch.train.spec import TrainingData
+from geobatch.train.spec import VolumeData
 
 SHAPE = (18, 14, 40)
 CLASSES = [{"name": name} for name in ("rock", "sand", "fault")]
@@ -217,7 +217,7 @@ def test_job_writes_labels_that_training_opens(survey: str, tmp_path: Path) -> N
     ]
     output = str(tmp_path / "labels")
     summary = run_job(job(survey, output, *layers_of_job))
-    labelled = open_labelled(TrainingData(survey=survey, labels=output))
+    labelled = open_labelled(VolumeData(survey=survey, labels=output))
     assert [one["name"] for one in labelled.classes] == ["rock", "sand", "fault"]
     class_map = labelled.labels.values
     np.testing.assert_array_equal(class_map, stack(survey, *layers_of_job).paint(whole()))

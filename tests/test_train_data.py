@@ -31,7 +31,7 @@ from geobatch.train.data import (
     validation_patches,
 )
 from geobatch.train.loop import class_weights, learning_rate, segmentation_loss
-from geobatch.train.spec import Augmentation, Training, TrainingData, TrainJob, Validation
+from geobatch.train.spec import Augmentation, Training, TrainJob, Validation, VolumeData
 
 SHAPE = (40, 24, 32)
 PLAIN = Augmentation(flip=False, swap=False, noise=0, gain=0)
@@ -39,16 +39,16 @@ PATCH = (16, 16, 16)
 
 
 @pytest.fixture(scope="module")
-def urls(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
+def urls(tmp_path_factory: pytest.TempPathFactory) -> VolumeData:
     folder = tmp_path_factory.mktemp("surveys")
     survey = SyntheticSurvey(SHAPE, seed=4)
     write_survey(survey, str(folder / "survey"), (16, 16, 16), (32, 32, 32))
     write_labels(survey, str(folder / "labels"), (16, 16, 16), (32, 32, 32))
-    return TrainingData(survey=str(folder / "survey"), labels=str(folder / "labels"))
+    return VolumeData(survey=str(folder / "survey"), labels=str(folder / "labels"))
 
 
 @pytest.fixture
-def survey(urls: TrainingData) -> LabelledSurvey:
+def survey(urls: VolumeData) -> LabelledSurvey:
     return open_labelled(urls)
 
 
@@ -215,7 +215,7 @@ def test_spread_tiles_cover_a_region_once_or_thin_it_evenly() -> None:
     assert len(spread_tiles(bounds, (1, 1, 1), 7)) == 7
 
 
-def test_survey_and_labels_on_other_grids_are_refused(urls: TrainingData, tmp_path: Path) -> None:
+def test_survey_and_labels_on_other_grids_are_refused(urls: VolumeData, tmp_path: Path) -> None:
     write_labels(SyntheticSurvey((40, 25, 32), seed=4), str(tmp_path / "labels"))
     with pytest.raises(MismatchError, match="crossline"):
         open_labelled(urls.model_copy(update={"labels": str(tmp_path / "labels")}))

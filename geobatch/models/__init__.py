@@ -6,11 +6,14 @@ from typing import Any
 import torch
 
 from geobatch.errors import UsageError
+from geobatch.models.attention import Attention
+from geobatch.models.cnn import CNN
+from geobatch.models.rnn import RNN
 from geobatch.models.unet import UNet
 
-__all__ = ["MODELS", "UNet", "build_model"]
+__all__ = ["CNN", "MODELS", "RNN", "Attention", "UNet", "build_model"]
 
-MODELS: dict[str, type[torch.nn.Module]] = {"unet": UNet}
+MODELS: dict[str, type[torch.nn.Module]] = {"attention": Attention, "cnn": CNN, "rnn": RNN, "unet": UNet}
 
 
 def build_model(spec: Mapping[str, Any]) -> torch.nn.Module:

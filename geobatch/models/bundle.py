@@ -24,6 +24,7 @@ from geobatch.errors import IntegrityError, NotFoundError
 from geobatch.models import build_model
 from geobatch.models.reach import verified_reach
 from geobatch.preprocess import Chain, Crop
+from geobatch.preprocess.curves import Curves
 from geobatch.storage import open_storage
 
 WEIGHTS = "model.safetensors"
@@ -81,7 +82,12 @@ class ReachInfo(_Frozen):
 
 
 class BundleSpec(_Frozen):
-    """Everything of a bundle but its weights: the content of `bundle.json`."""
+    """Everything of a bundle but its weights: the content of `bundle.json`.
+
+    Attributes:
+        curves: Of a network of logs: the fitted curves, its channels.
+        window: Of a network of sequences: the samples it was trained on at a time.
+    """
 
     schema_version: int = 1
     name: str
@@ -90,11 +96,22 @@ class BundleSpec(_Frozen):
     in_channels: int = 1
     classes: tuple[ClassInfo, ...]
     chain: Chain
+    curves: Curves | None = None
+    window: int | None = None
     reach: ReachInfo
     data: DataDescription
     metrics: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
     weights_sha256: str
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A bundle of volumes reads, and hashes, as it did before there were others."""
+        document: dict[str, Any] = serialize(self)
+        for key in ("curves", "window"):
+            if document[key] is None:
+                del document[key]
+        return document
 
     @property
     def hash(self) -> str:
@@ -127,6 +144,8 @@ def make_bundle(
     classes: tuple[ClassInfo, ...],
     chain: Chain,
     data: DataDescription,
+    curves: Curves | None = None,
+    window: int | None = None,
     metrics: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Bundle:
@@ -143,6 +162,8 @@ def make_bundle(
         classes: Its classes, in the order of its outputs.
         chain: The preprocessing, fitted. A crop is left out: it names a place in the survey trained on.
         data: What it was trained on.
+        curves: Of a network of logs, fitted.
+        window: Of a network of sequences: the samples it was trained on at a time.
         metrics: Figures of the held-out data.
         provenance: Where it comes from.
 
@@ -161,6 +182,8 @@ def make_bundle(
         in_channels=in_channels,
         classes=classes,
         chain=chain.model_copy(update={"steps": tuple(step for step in chain.steps if not isinstance(step, Crop))}),
+        curves=curves,
+        window=window,
         reach=ReachInfo(**dataclasses.asdict(reach), tiling_deviation=deviation),
         data=data,
         metrics=dict(metrics or {}),

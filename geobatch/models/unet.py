@@ -3,7 +3,6 @@
 Tensor axes: B batch, C channel, K class; then the network's own axes, of volumes I inline, X crossline, S sample.
 """
 
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from geobatch.errors import UsageError
+from geobatch.models.layers import LAYERS, Layers, require_sizes
 
 FAULTSEG3D: Final[dict[str, Any]] = {"name": "unet", "classes": 2, "channels": 16, "levels": 4}
 """The size of FaultSeg3D (Wu et al. 2019, doi:10.1190/geo2018-0646.1): 16 channels at the top, three poolings."""
@@ -38,10 +38,10 @@ class UNet(nn.Module):
         self, in_channels: int = 1, classes: int = 2, channels: int = 8, levels: int = 3, dims: int = 3
     ) -> None:
         super().__init__()
-        if dims not in _LAYERS:
+        if dims not in LAYERS:
             raise UsageError("a U-Net has 1, 2 or 3 dims", where="model.dims", measured=dims, limit="1, 2 or 3")
-        _check_sizes(in_channels=in_channels, classes=classes, channels=channels, levels=levels)
-        layers = _LAYERS[dims]
+        require_sizes("a U-Net", in_channels=in_channels, classes=classes, channels=channels, levels=levels)
+        layers = LAYERS[dims]
         widths = [channels * 2**level for level in range(levels)]
         self.encoders = nn.ModuleList(
             _double_convolution(layers, before, after)
@@ -73,24 +73,7 @@ class UNet(nn.Module):
         return logits_BK
 
 
-@dataclass(frozen=True)
-class _Layers:
-    """The layers of one number of axes."""
-
-    convolution: type[nn.Module]
-    norm: type[nn.Module]
-    pool: type[nn.Module]
-    upsampling: type[nn.Module]
-
-
-_LAYERS: Final = {
-    3: _Layers(nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d, nn.ConvTranspose3d),
-    2: _Layers(nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.ConvTranspose2d),
-    1: _Layers(nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.ConvTranspose1d),
-}
-
-
-def _double_convolution(layers: _Layers, before: int, after: int) -> nn.Sequential:
+def _double_convolution(layers: Layers, before: int, after: int) -> nn.Sequential:
     # No bias: the batch norm that follows would take it out again.
     return nn.Sequential(
         layers.convolution(before, after, kernel_size=3, padding=1, bias=False),
@@ -100,9 +83,3 @@ def _double_convolution(layers: _Layers, before: int, after: int) -> nn.Sequenti
         layers.norm(after),
         nn.ReLU(inplace=True),
     )
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, value in sizes.items():
-        if value < 1:
-            raise UsageError(f"a U-Net needs {name} of at least 1", measured=str(value), limit="1")

@@ -1,7 +1,11 @@
-"""Checkpoints of a training run: weights as safetensors, optimiser state without pickles, progress as JSON."""
+"""Checkpoints of a training run: weights as safetensors, optimiser state without pickles, progress as JSON.
+
+A manifest, written last, holds the SHA-256 of each; a checkpoint without it, or which differs from it, is not loaded.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +15,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from geobatch.errors import IntegrityError
+
 _WEIGHTS, _OPTIMISER, _PROGRESS = "model.safetensors", "optimizer.pt", "progress.json"
+_MANIFEST = "manifest.json"
 
 
 @dataclass
@@ -31,11 +38,40 @@ def save_checkpoint(folder: Path, network: nn.Module, optimizer: torch.optim.Opt
     safetensors.torch.save_file(state, folder / _WEIGHTS)
     torch.save(optimizer.state_dict(), folder / _OPTIMISER)
     (folder / _PROGRESS).write_text(json.dumps({"epochs": progress.epochs, "history": progress.history}))
+    files = (_WEIGHTS, _OPTIMISER, _PROGRESS)
+    (folder / _MANIFEST).write_text(json.dumps({name: _sha256(folder / name) for name in files}))
 
 
 def load_checkpoint(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Progress:
-    """Restore the network, and the optimiser where one is given; return how far the run was."""
+    """Restore the network, and the optimiser where one is given; return how far the run was.
+
+    Raises:
+        IntegrityError: a file is missing or differs from its hash.
+    """
+    _verify(folder)
     network.load_state_dict(safetensors.torch.load_file(folder / _WEIGHTS))
     if optimizer is not None:
         optimizer.load_state_dict(torch.load(folder / _OPTIMISER, weights_only=True, map_location="cpu"))
     return Progress(**json.loads((folder / _PROGRESS).read_text()))
+
+
+def _verify(folder: Path) -> None:
+    remedy = "Delete the checkpoint: the run continues from the one before, or from the beginning."
+    try:
+        hashes = json.loads((folder / _MANIFEST).read_text())
+        found = {name: _sha256(folder / name) for name in hashes}
+    except (OSError, ValueError) as error:
+        raise IntegrityError("a checkpoint is not whole", where=str(folder), measured=error, remedy=remedy) from error
+    for name, told in hashes.items():
+        if found[name] != told:
+            raise IntegrityError(
+                f"{name} of a checkpoint differs from its hash",
+                where=str(folder),
+                measured=found[name],
+                limit=told,
+                remedy=remedy,
+            )
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -28,7 +28,7 @@ from geobatch.survey import (
     survey_info,
     valid_volume,
 )
-from geobatch.train.spec import Augmentation, TrainingData, Validation
+from geobatch.train.spec import Augmentation, Validation, VolumeData
 
 T = TypeVar("T")
 Region = tuple[slice, slice, slice]
@@ -62,7 +62,7 @@ class LabelledSurvey:
     labels_url: str = ""
 
 
-def open_labelled(data: TrainingData) -> LabelledSurvey:
+def open_labelled(data: VolumeData) -> LabelledSurvey:
     """Return a survey with its labels.
 
     Raises:

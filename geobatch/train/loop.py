@@ -1,17 +1,18 @@
-"""What every training worker runs, under Ray Train.
+"""What every training worker runs, under Ray Train or alone.
 
 Tensor axes: B batch, C channel, K class, I inline, X crossline, S sample.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,20 +25,12 @@ from torch import Tensor, nn
 
 from geobatch.errors import UsageError
 from geobatch.models import build_model
-from geobatch.preprocess import Chain
 from geobatch.survey import INVALID_CLASS
 from geobatch.train.checkpoint import Progress, load_checkpoint, save_checkpoint
-from geobatch.train.data import (
-    PatchReader,
-    Size3,
-    cache_within,
-    draw_patch,
-    open_labelled,
-    patch_size,
-    prefetch,
-    validation_patches,
-)
+from geobatch.train.data import prefetch
+from geobatch.train.kinds import open_task
 from geobatch.train.metrics import Counts, confusion_matrix, scores
+from geobatch.train.source import Batch, Source
 from geobatch.train.spec import Training, TrainJob
 from geobatch.train.telling import Teller
 
@@ -50,7 +43,7 @@ class WorkerPlan(BaseModel):
 
     Attributes:
         job: the training job.
-        chains: fitted, one per survey of the job.
+        fitted: what the data's `Task` fitted.
         network: what `build_model` builds.
         class_names: in the order of the network's outputs.
         class_weights: of the loss.
@@ -61,25 +54,122 @@ class WorkerPlan(BaseModel):
     job: TrainJob
     run: str
     place: str
-    chains: tuple[Chain, ...]
+    fitted: dict[str, Any]
     network: dict[str, Any]
     class_names: tuple[str, ...]
     class_weights: tuple[float, ...]
 
 
-@dataclass
-class _Worker:
-    plan: WorkerPlan
-    readers: list[PatchReader]
-    patch: Size3
+class Place(Protocol):
+    """Where a worker runs: its device, the others beside it, and who hears of its epochs.
+
+    Attributes:
+        device: Of its network.
+        rank: Its number among the workers.
+        workers: How many there are.
+        validates: Whether each epoch ends with a look at what is held out.
+    """
+
     device: torch.device
     rank: int
     workers: int
-    teller: Teller
+    validates: bool
+
+    def prepared(self, network: nn.Module) -> nn.Module:
+        """The network that shares its gradients with those of the other workers."""
+        ...
+
+    def restored(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+        """How far an earlier run came, its state put into both."""
+        ...
+
+    def step_done(self, step: int) -> None:
+        """Hear that so many steps are done."""
+        ...
+
+    def epoch_done(self, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+        """Keep what an epoch made."""
+        ...
+
+
+class RayPlace:
+    """A worker of Ray Train; see `Place`."""
+
+    def __init__(self, plan: WorkerPlan) -> None:
+        context = ray.train.get_context()
+        self.validates = True
+        training = plan.job.training
+        self.device = ray.train.torch.get_device()
+        self.rank, self.workers = context.get_world_rank(), context.get_world_size()
+        self._epochs, self._steps = training.epochs, training.steps_per_epoch
+        self._teller = Teller(plan.place, plan.run, self._epochs * self._steps)
+
+    def prepared(self, network: nn.Module) -> nn.Module:
+        """See `Place`."""
+        # Running statistics stay each worker's own until `_average_buffers`; by default the first worker's win.
+        parallel: nn.Module = ray.train.torch.prepare_model(
+            network, parallel_strategy_kwargs={"broadcast_buffers": False}
+        )
+        return parallel
+
+    def restored(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+        """See `Place`."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return Progress()
+        with checkpoint.as_directory() as folder:
+            return load_checkpoint(Path(folder), network, optimizer)
+
+    def step_done(self, step: int) -> None:
+        """See `Place`."""
+        if self.rank == 0:
+            self._teller.tell(step)
+
+    def epoch_done(self, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+        """See `Place`."""
+        figures = progress.history[-1]
+        if self.rank != 0:
+            ray.train.report(figures)
+            return
+        self._teller.tell(figures["epoch"] * self._steps, epoch_line(figures, self._epochs))
+        with tempfile.TemporaryDirectory() as folder:
+            save_checkpoint(Path(folder), network, optimizer, progress)
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(figures, checkpoint=checkpoint, checkpoint_dir_name=f"epoch-{progress.epochs:05d}")
+
+
+class AlonePlace:
+    """A process of its own, from the beginning to the end; see `Place`."""
+
+    def __init__(self, device: str = "cpu", *, validates: bool = True) -> None:
+        self.device, self.rank, self.workers, self.validates = torch.device(device), 0, 1, validates
+        self.history: list[dict[str, Any]] = []
+
+    def prepared(self, network: nn.Module) -> nn.Module:
+        """See `Place`."""
+        return network
+
+    def restored(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+        """See `Place`."""
+        return Progress()
+
+    def step_done(self, step: int) -> None:
+        """See `Place`."""
+
+    def epoch_done(self, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+        """See `Place`."""
+        self.history = progress.history
+
+
+@dataclass
+class _Worker:
+    plan: WorkerPlan
+    source: Source
+    place: Place
 
 
 def train_worker(config: dict[str, Any]) -> UsageError | None:
-    """Train until the last epoch, from the last checkpoint where there is one.
+    """Train under Ray Train until the last epoch, from the last checkpoint where there is one.
 
     Args:
         config: a `WorkerPlan` as JSON values.
@@ -89,19 +179,25 @@ def train_worker(config: dict[str, Any]) -> UsageError | None:
         steps would end the same way.
     """
     plan = WorkerPlan.model_validate(config)
+    found = fit_network(plan, RayPlace(plan), open_task(plan.job).source(plan.fitted))
+    return found if isinstance(found, UsageError) else None
+
+
+def fit_network(plan: WorkerPlan, place: Place, source: Source) -> nn.Module | UsageError:
+    """Train until the last epoch, from what the place remembers; the network, or the error that ended it."""
     job = plan.job
     # Ray sets OMP_NUM_THREADS=1; and the number holds for the calling thread, so it is set here.
     torch.set_num_threads(job.resources.threads)
     torch.manual_seed(job.training.seed)
-    worker = _start_worker(plan)
-    network = build_model(plan.network).to(worker.device)
-    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    worker = _Worker(plan, source, place)
+    network = build_model(plan.network).to(place.device)
+    if any(isinstance(module, nn.Conv3d) for module in network.modules()):
+        network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=job.training.learning_rate, weight_decay=job.training.weight_decay
     )
-    progress = _restore(network, optimizer)
-    # Running statistics stay each worker's own until `_average_buffers`; by default the first worker's win every step.
-    parallel = ray.train.torch.prepare_model(network, parallel_strategy_kwargs={"broadcast_buffers": False})
+    progress = place.restored(network, optimizer)
+    parallel = place.prepared(network)
     first = progress.epochs * job.training.steps_per_epoch
     with closing(prefetch(lambda: _batches(worker, first))) as batches:
         for epoch in range(progress.epochs, job.training.epochs):
@@ -111,8 +207,8 @@ def train_worker(config: dict[str, Any]) -> UsageError | None:
                 return divergence
             figures = {"epoch": epoch + 1, "loss": float(losses.mean()), "validation": _validate(worker, network)}
             progress = Progress(epoch + 1, [*progress.history, figures])
-            _report(worker, network, optimizer, progress)
-    return None
+            place.epoch_done(network, optimizer, progress)
+    return network
 
 
 def learning_rate(training: Training, step: int) -> float:
@@ -124,95 +220,75 @@ def learning_rate(training: Training, step: int) -> float:
     return training.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, total - warm_up)))
 
 
-def segmentation_loss(logits_BKIXS: Tensor, labels_BIXS: Tensor, weights_K: Tensor, dice: float) -> Tensor:
+def segmentation_loss(logits_BK: Tensor, labels_B: Tensor, weights_K: Tensor, dice: float) -> Tensor:
     """Return weighted cross-entropy plus `dice` times soft Dice (Milletari et al. 2016, doi:10.1109/3DV.2016.79).
 
-    Voxels labelled 255 count in neither; a batch without any label has loss 0.
+    Cells labelled 255 count in neither; a batch without any label has loss 0.
+
+    Args:
+        logits_BK: `(batch, class, *axes)`.
+        labels_B: `(batch, *axes)`.
+        weights_K: Of the classes.
+        dice: See above.
     """
-    valid = labels_BIXS != INVALID_CLASS
+    valid = labels_B != INVALID_CLASS
     total = nn.functional.cross_entropy(
-        logits_BKIXS, labels_BIXS, weight=weights_K, ignore_index=INVALID_CLASS, reduction="sum"
+        logits_BK, labels_B, weight=weights_K, ignore_index=INVALID_CLASS, reduction="sum"
     )
-    weight = weights_K[labels_BIXS[valid]].sum()
+    weight = weights_K[labels_B[valid]].sum()
     loss = total / weight.clamp(min=1e-6)
     if dice:
-        probability_BKIXS = logits_BKIXS.softmax(dim=1) * valid.unsqueeze(1)
-        truth_BKIXS = nn.functional.one_hot(labels_BIXS.where(valid, 0), logits_BKIXS.shape[1]).movedim(-1, 1)
-        truth_BKIXS = truth_BKIXS * valid.unsqueeze(1)
-        axes = (0, 2, 3, 4)
-        shared_K = (probability_BKIXS * truth_BKIXS).sum(axes)
-        either_K = probability_BKIXS.sum(axes) + truth_BKIXS.sum(axes)
+        probability_BK = logits_BK.softmax(dim=1) * valid.unsqueeze(1)
+        truth_BK = nn.functional.one_hot(labels_B.where(valid, 0), logits_BK.shape[1]).movedim(-1, 1)
+        truth_BK = truth_BK * valid.unsqueeze(1)
+        axes = (0, *range(2, logits_BK.ndim))
+        shared_K = (probability_BK * truth_BK).sum(axes)
+        either_K = probability_BK.sum(axes) + truth_BK.sum(axes)
         loss = loss + dice * (1 - ((2 * shared_K + 1) / (either_K + 1)).mean())
     return loss
 
 
-def _start_worker(plan: WorkerPlan) -> _Worker:
-    job = plan.job
-    readers = [
-        PatchReader.split(open_labelled(data), chain, job.validation)
-        for data, chain in zip(job.data, plan.chains, strict=True)
-    ]
-    cache_within(readers, job.resources.cache_mib * 2**20)
-    context = ray.train.get_context()
-    return _Worker(
-        plan,
-        readers,
-        patch_size(readers, job.training.patch),
-        ray.train.torch.get_device(),
-        context.get_world_rank(),
-        context.get_world_size(),
-        Teller(plan.place, plan.run, job.training.epochs * job.training.steps_per_epoch),
-    )
-
-
-def _restore(network: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return Progress()
-    with checkpoint.as_directory() as folder:
-        return load_checkpoint(Path(folder), network, optimizer)
-
-
-def _batches(worker: _Worker, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield amplitude (B, C, I, X, S) float32 and labels (B, I, X, S) int64, from step `first` to the last."""
+def _batches(worker: _Worker, first: int) -> Iterator[Batch]:
+    """Yield batches from step `first` to the last."""
     training = worker.plan.job.training
     for step in range(first, training.epochs * training.steps_per_epoch):
-        keys = [(training.seed, step, worker.rank, item) for item in range(training.batch)]
-        patches = [
-            draw_patch(worker.readers, worker.patch, training.augment, key, balance=training.balance) for key in keys
-        ]
-        amplitude = torch.from_numpy(np.stack([amplitude for amplitude, _ in patches])[:, None])
-        labels = torch.from_numpy(np.stack([labels for _, labels in patches])).long()
-        yield amplitude, labels
+        keys = [(training.seed, step, worker.place.rank, item) for item in range(training.batch)]
+        yield Batch.of([worker.source.draw(key) for key in keys])
 
 
 def _train_epoch(
     worker: _Worker,
     parallel: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: Iterator[tuple[Tensor, Tensor]],
+    batches: Iterator[Batch],
     epoch: int,
 ) -> npt.NDArray[np.float64]:
     """Return the loss of each step, the mean over the workers, so that all of them find the same."""
-    training = worker.plan.job.training
-    weights_K = torch.tensor(worker.plan.class_weights, device=worker.device)
+    training, place = worker.plan.job.training, worker.place
+    weights_K = torch.tensor(worker.plan.class_weights, device=place.device)
     parallel.train()
-    losses = torch.zeros(training.steps_per_epoch, dtype=torch.float64, device=worker.device)
+    takes_lengths = _takes_lengths(getattr(parallel, "module", parallel))
+    losses = torch.zeros(training.steps_per_epoch, dtype=torch.float64, device=place.device)
     for index in range(training.steps_per_epoch):
         step = epoch * training.steps_per_epoch + index
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(training, step)
-        x_BCIXS, labels_BIXS = _on_device(worker, *next(batches))
+        batch = next(batches).on(place.device)
         optimizer.zero_grad(set_to_none=True)
-        loss = segmentation_loss(parallel(x_BCIXS), labels_BIXS, weights_K, training.dice)
+        given = (batch.inputs, batch.lengths) if takes_lengths else (batch.inputs,)
+        loss = segmentation_loss(parallel(*given), batch.labels, weights_K, training.dice)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parallel.parameters(), _GRADIENT_NORM)
         optimizer.step()
         losses[index] = loss.detach()
-        if worker.rank == 0:
-            worker.teller.tell(step + 1)
-    mean: npt.NDArray[np.float64] = _summed(losses).cpu().numpy() / worker.workers
+        place.step_done(step + 1)
+    mean: npt.NDArray[np.float64] = _summed(losses).cpu().numpy() / place.workers
     return mean
+
+
+def _takes_lengths(network: nn.Module) -> bool:
+    """Whether a network is told where the padding of each sequence begins."""
+    return "lengths_B" in inspect.signature(network.forward).parameters
 
 
 def _divergence(job: TrainJob, network: nn.Module, losses: npt.NDArray[np.float64], epoch: int) -> UsageError | None:
@@ -232,26 +308,19 @@ def _divergence(job: TrainJob, network: nn.Module, losses: npt.NDArray[np.float6
     )
 
 
-def _on_device(worker: _Worker, amplitude: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    # Weights and volumes in this order are 40 % faster on a CPU, if the batch is 2 or more, and suit tensor cores.
-    x_BCIXS = amplitude.to(worker.device).contiguous(memory_format=torch.channels_last_3d)
-    return x_BCIXS, labels.to(worker.device)
-
-
 def _validate(worker: _Worker, network: nn.Module) -> dict[str, Any]:
-    """Return the metrics of the held-out bands; each worker scores its share of their tiles."""
-    names = worker.plan.class_names
-    tiles = validation_patches(worker.readers, worker.patch, worker.plan.job.validation.patches)
+    """Return the metrics of what is held out; each worker scores its share."""
+    names, place = worker.plan.class_names, worker.place
+    parts = worker.source.held_out() if place.validates else ()
     counts: Counts = np.zeros((len(names), len(names)), np.int64)
     network.eval()
     with torch.inference_mode():
-        for number, region in tiles[worker.rank :: worker.workers]:
-            amplitude, labels = worker.readers[number].read(region)
-            x_BCIXS = torch.from_numpy(np.ascontiguousarray(amplitude))[None, None].to(worker.device)
-            predicted = network(x_BCIXS).argmax(dim=1)[0].cpu().numpy()
-            counts += confusion_matrix(labels, predicted, len(names))
-    total = _summed(torch.from_numpy(counts).to(worker.device)).cpu().numpy()
-    return scores(total, names) if tiles else {}
+        for part in parts[place.rank :: place.workers]:
+            example = part.read()
+            predicted = worker.source.probabilities(network, example, place.device).argmax(dim=0).cpu().numpy()
+            counts += confusion_matrix(example.labels, predicted, len(names))
+    total = _summed(torch.from_numpy(counts).to(place.device)).cpu().numpy()
+    return scores(total, names) if parts else {}
 
 
 def _average_buffers(network: nn.Module) -> None:
@@ -268,21 +337,6 @@ def _summed(values: Tensor) -> Tensor:
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(values)
     return values
-
-
-def _report(worker: _Worker, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    figures = progress.history[-1]
-    if worker.rank != 0:
-        ray.train.report(figures)
-        return
-    worker.teller.tell(
-        figures["epoch"] * worker.plan.job.training.steps_per_epoch,
-        epoch_line(figures, worker.plan.job.training.epochs),
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(Path(folder), network, optimizer, progress)
-        checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(figures, checkpoint=checkpoint, checkpoint_dir_name=f"epoch-{progress.epochs:05d}")
 
 
 def epoch_line(figures: dict[str, Any], epochs: int) -> str:

@@ -1,76 +1,110 @@
 """The training job as a frozen schema."""
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from geobatch.preprocess import Chain
+from geobatch.preprocess.curves import Curves
+from geobatch.train.networks import SEQUENCE_NETWORKS, NetworkSpec, UNetSpec
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class TrainingData(_Frozen):
+class VolumeData(_Frozen):
     """A survey and the labels of the same grid.
 
     Attributes:
+        kind: `volume`.
         survey: URL of the survey.
         labels: URL of the label survey.
         variable: which of its volumes holds the classes.
     """
 
+    kind: Literal["volume"] = "volume"
     survey: str = Field(min_length=1)
     labels: str = Field(min_length=1)
     variable: str = "class_map"
 
 
-class Validation(_Frozen):
-    """Ground whose labels and samples train no weight: a band of the last inlines of each survey.
-
-    Statistics of the preprocessing come from the whole survey, the band included, as they do in scoring, where
-    they are fitted to the survey being scored: the metrics measure the network, not its preprocessing.
+class WellsData(_Frozen):
+    """A survey of wells whose logs are the input and one of whose variables holds the classes.
 
     Attributes:
-        fraction: of the inlines, held out; 0 validates nothing.
+        kind: `wells`.
+        survey: URL of the survey.
+        labels: the variable of classes.
+        curves: see `preprocess.curves.Curves`; nothing of it may be fitted.
+        training_only: wells that are never held out, such as pseudo-wells.
+    """
+
+    kind: Literal["wells"]
+    survey: str = Field(min_length=1)
+    labels: str = Field(min_length=1)
+    curves: Curves
+    training_only: tuple[str, ...] = ()
+
+    @field_validator("curves")
+    @classmethod
+    def _unfitted(cls, curves: Curves) -> Curves:
+        if curves.mean:
+            raise ValueError("figures are fitted by the run and cannot be given")
+        return curves
+
+
+def _volume_unless_told(given: Any) -> Any:
+    return {"kind": "volume", **given} if isinstance(given, dict) else given
+
+
+TrainingData = Annotated[VolumeData | WellsData, Field(discriminator="kind"), BeforeValidator(_volume_unless_told)]
+
+
+class Validation(_Frozen):
+    """Ground whose labels and samples train no weight: of volumes a band of the last inlines, of logs whole wells.
+
+    Statistics of a volume's preprocessing come from the whole survey, the band included, as they do in scoring, where
+    they are fitted to the survey being scored: the metrics measure the network, not its preprocessing. Those of logs
+    come from the wells of training.
+
+    Attributes:
+        fraction: of the inlines or of the wells, held out; 0 validates nothing.
         guard: inlines between training and validation that neither uses.
-        patches: at most so many are scored per epoch.
+        patches: at most so many are scored per epoch, of volumes.
+        wells: of logs: those held out, instead of a fraction of them.
     """
 
     fraction: float = Field(default=0.15, ge=0, lt=0.9)
     guard: int = Field(default=8, ge=0)
     patches: int = Field(default=32, ge=1)
-
-
-class NetworkSpec(_Frozen):
-    """The network; the number of classes comes from the labels."""
-
-    name: Literal["unet"] = "unet"
-    channels: int = Field(default=8, ge=1, le=256)
-    levels: int = Field(default=3, ge=1, le=6)
+    wells: tuple[str, ...] | None = None
 
 
 class Augmentation(_Frozen):
     """Changes under which geology stays geology. Polarity is never changed: it carries meaning.
 
     Attributes:
-        flip: reverse inlines or crosslines, each half of the time.
-        swap: exchange the two, half of the time, where the patch is square.
-        noise: largest standard deviation of added noise, over that of the patch; from white to smooth along samples.
-        gain: standard deviation of the logarithm of a factor on the whole patch.
+        flip: reverse inlines or crosslines, each half of the time; not of logs.
+        swap: exchange the two, half of the time, where the patch is square; not of logs.
+        noise: largest standard deviation of added noise, over that of the patch, or of the curve over all wells; from
+            white to smooth along samples.
+        gain: standard deviation of the logarithm of a factor on the whole patch, or on each curve.
+        shift: of logs: standard deviation of a constant added to each curve, over the curve's own.
     """
 
     flip: bool = True
     swap: bool = True
     noise: float = Field(default=0.3, ge=0, le=2)
     gain: float = Field(default=0.15, ge=0, le=2)
+    shift: float = Field(default=0.0, ge=0, le=2)
 
 
 class Training(_Frozen):
     """How the network is trained.
 
     Attributes:
-        patch: cells along inline, crossline and sample; clipped to the surveys.
+        patch: cells along inline, crossline and sample, clipped to the surveys, or along depth; 64 of each by default.
         batch: patches per worker and step; on a CPU 1 takes a slow path of PyTorch, twice the time per patch.
         steps_per_epoch: optimiser steps between two validations and checkpoints.
         epochs: how many of those.
@@ -83,7 +117,7 @@ class Training(_Frozen):
         max_failures: lost workers to recover from, each from the last checkpoint.
     """
 
-    patch: tuple[int, int, int] = (64, 64, 64)
+    patch: tuple[int, ...] | None = None
     batch: int = Field(default=2, ge=1)
     steps_per_epoch: int = Field(default=100, ge=1)
     epochs: int = Field(default=10, ge=1)
@@ -98,8 +132,8 @@ class Training(_Frozen):
 
     @field_validator("patch")
     @classmethod
-    def _positive(cls, patch: tuple[int, int, int]) -> tuple[int, int, int]:
-        if min(patch) < 1:
+    def _positive(cls, patch: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if patch is not None and min(patch, default=0) < 1:
             raise ValueError(f"patch {patch}: every axis needs at least 1 cell")
         return patch
 
@@ -128,13 +162,23 @@ class TrainJob(_Frozen):
     data: tuple[TrainingData, ...] = Field(min_length=1)
     validation: Validation = Validation()
     preprocess: Chain = Chain()
-    model: NetworkSpec = NetworkSpec()
+    model: NetworkSpec = UNetSpec()
     training: Training = Training()
     output: str = Field(min_length=1)
     resources: TrainResources = TrainResources()
 
     @model_validator(mode="after")
-    def _unfitted(self) -> Self:
+    def _consistent(self) -> Self:
+        kinds = {data.kind for data in self.data}
+        if len(kinds) > 1 or (kinds == {"wells"} and len(self.data) > 1):
+            raise ValueError("data: several volumes, or one survey of wells")
+        axes = 1 if kinds == {"wells"} else 3
+        if self.training.patch is not None and len(self.training.patch) != axes:
+            raise ValueError(f"training.patch: {len(self.training.patch)} axes, of data with {axes}")
+        if kinds == {"wells"} and self.preprocess.steps:
+            raise ValueError("preprocess: logs are prepared by data.curves")
+        if axes > 1 and self.model.name in SEQUENCE_NETWORKS:
+            raise ValueError(f"model: {self.model.name} takes data of one axis, such as wells")
         if any(getattr(step, "statistics", None) is not None for step in self.preprocess.steps):
             raise ValueError("preprocess: statistics are fitted by the run and cannot be given")
         return self

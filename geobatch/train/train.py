@@ -6,35 +6,24 @@ import hashlib
 import importlib.metadata
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray.train
 from ray.train.torch import TorchTrainer
 
 from geobatch import __version__, cluster
-from geobatch.errors import GeobatchError, IntegrityError, MismatchError, NotFoundError, TransientError, UsageError
+from geobatch.errors import GeobatchError, IntegrityError, NotFoundError, TransientError, UsageError
 from geobatch.models import build_model
-from geobatch.models.bundle import (
-    DESCRIPTION,
-    QUANTILES,
-    ClassInfo,
-    DataDescription,
-    load_bundle,
-    make_bundle,
-    save_bundle,
-)
+from geobatch.models.bundle import DESCRIPTION, Bundle, load_bundle, make_bundle, save_bundle
 from geobatch.storage import absolute_url, arrow_filesystem, join_url
-from geobatch.survey import VOLUME_AXES, control_url
+from geobatch.survey import control_url
 from geobatch.train.checkpoint import Progress, load_checkpoint
-from geobatch.train.data import LabelledSurvey, PatchReader, class_counts, open_labelled, patch_size, prepared_sample
+from geobatch.train.kinds import open_task
 from geobatch.train.loop import WorkerPlan, class_weights, train_worker
-from geobatch.train.spec import TrainJob
+from geobatch.train.source import Task
+from geobatch.train.spec import TrainJob, VolumeData, WellsData
 from geobatch.train.telling import OnProgress, watched
-
-_MEANING = ("quantity", "domain", "sample_unit", "sample_interval")
 
 
 def train(job: TrainJob, on_progress: OnProgress = lambda step, steps, line: None) -> str:
@@ -50,69 +39,54 @@ def train(job: TrainJob, on_progress: OnProgress = lambda step, steps, line: Non
         TransientError: workers failed more often than `training.max_failures`.
     """
     job = _absolute(job)
-    surveys = [open_labelled(data) for data in job.data]
-    _require_alike(surveys)
-    run = _run_hash(job, surveys)
+    task = open_task(job)
+    run = run_hash(job, task)
     if _finished(job.output, run):
         return job.output
     cluster.connect(cpus=math.ceil(job.resources.workers * job.resources.threads))
-    plan, readers = _plan(job, surveys, f"run-{run[:16]}")
+    plan = make_plan(job, task, f"run-{run[:16]}")
     with watched(plan.place, plan.run, on_progress):
         progress, network = _run_workers(plan)
     last = progress.history[-1]
-    bundle = make_bundle(
-        name=job.name,
+    metrics = {"loss": last["loss"], "validation": last["validation"], "history": progress.history}
+    save_bundle(job.output, trained_bundle(plan, task, network, metrics, run))
+    return job.output
+
+
+def trained_bundle(plan: WorkerPlan, task: Task, network: Any, metrics: dict[str, Any], run: str) -> Bundle:
+    """The bundle of a trained network."""
+    return make_bundle(
+        name=plan.job.name,
         network=network,
         model=plan.network,
-        axes=VOLUME_AXES,
-        stride=(2 ** (job.model.levels - 1),) * len(VOLUME_AXES),
-        classes=tuple(ClassInfo(**entry) for entry in surveys[0].classes),
-        chain=plan.chains[0],
-        data=_describe(surveys[0], readers),
-        metrics={"loss": last["loss"], "validation": last["validation"], "history": progress.history},
-        provenance=_provenance(job, surveys, run),
+        axes=task.axes,
+        stride=(plan.job.model.stride,) * len(task.axes),
+        classes=task.classes,
+        data=task.describe(plan.fitted),
+        metrics=metrics,
+        provenance=_provenance(plan.job, task, run),
+        **task.bundled(plan.fitted),
     )
-    save_bundle(job.output, bundle)
-    return job.output
 
 
 def _absolute(job: TrainJob) -> TrainJob:
     """The job with plain paths made absolute: workers run in folders of their own."""
     data = tuple(
-        item.model_copy(update={"survey": absolute_url(item.survey), "labels": absolute_url(item.labels)})
-        for item in job.data
+        item.model_copy(update={key: absolute_url(getattr(item, key)) for key in _urls(item)}) for item in job.data
     )
     return job.model_copy(update={"data": data, "output": absolute_url(job.output)})
 
 
-def _require_alike(surveys: Sequence[LabelledSurvey]) -> None:
-    first = surveys[0]
-    for survey in surveys[1:]:
-        if [entry["name"] for entry in survey.classes] != [entry["name"] for entry in first.classes]:
-            raise MismatchError(
-                "labels name other classes",
-                where=survey.url,
-                measured=", ".join(entry["name"] for entry in survey.classes),
-                limit=", ".join(entry["name"] for entry in first.classes),
-            )
-        for key in _MEANING:
-            if survey.info.get(key) != first.info.get(key):
-                raise MismatchError(
-                    f"surveys of one training differ in {key}",
-                    where=survey.url,
-                    measured=survey.info.get(key),
-                    limit=f"{first.info.get(key)} as in {first.url}",
-                )
+def _urls(data: VolumeData | WellsData) -> tuple[str, ...]:
+    return ("survey", "labels") if isinstance(data, VolumeData) else ("survey",)
 
 
-def _run_hash(job: TrainJob, surveys: Sequence[LabelledSurvey]) -> str:
+def run_hash(job: TrainJob, task: Task) -> str:
     """SHA-256 of all that decides the weights: a changed job or survey does not continue an old run."""
     decides = job.model_dump(mode="json", include={"validation", "preprocess", "model", "training"})
     decides["training"].pop("max_failures")
     decides["workers"] = job.resources.workers
-    decides["data"] = [[survey.info["identity"], item.variable] for survey, item in zip(surveys, job.data, strict=True)]
-    decides["labels"] = [str(survey.label_identity) for survey in surveys]
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps({**decides, **task.decides()}, sort_keys=True).encode()).hexdigest()
 
 
 def _finished(output: str, run: str) -> bool:
@@ -137,22 +111,20 @@ def _finished(output: str, run: str) -> bool:
     return True
 
 
-def _plan(job: TrainJob, surveys: Sequence[LabelledSurvey], run: str) -> tuple[WorkerPlan, list[PatchReader]]:
-    # Amplitudes of different surveys have no common unit, so each is prepared by its own figures.
-    chains = tuple(job.preprocess.fit(survey.volume) for survey in surveys)
-    readers = [PatchReader.split(survey, chain, job.validation) for survey, chain in zip(surveys, chains, strict=True)]
-    counts = class_counts(readers, patch_size(readers, job.training.patch))
-    names = tuple(entry["name"] for entry in surveys[0].classes)
-    plan = WorkerPlan(
+def make_plan(job: TrainJob, task: Task, run: str) -> WorkerPlan:
+    """What workers are told, the preprocessing fitted."""
+    fitted = task.fit()
+    names = tuple(entry.name for entry in task.classes)
+    counts = task.class_counts(fitted)
+    return WorkerPlan(
         job=job,
         run=run,
         place=join_url(control_url(job.output), "train"),
-        chains=chains,
-        network={**job.model.model_dump(), "in_channels": 1, "classes": len(names)},
+        fitted=fitted,
+        network=job.model.build(task.in_channels(fitted), len(names), len(task.axes)),
         class_names=names,
         class_weights=class_weights(counts.tolist(), job.training.class_weights),
     )
-    return plan, readers
 
 
 def _run_workers(plan: WorkerPlan) -> tuple[Progress, Any]:
@@ -204,23 +176,11 @@ def _explained(error: Exception, job: TrainJob) -> GeobatchError:
     )
 
 
-def _describe(survey: LabelledSurvey, readers: Sequence[PatchReader]) -> DataDescription:
-    values = np.concatenate([prepared_sample(reader) for reader in readers])
-    return DataDescription(
-        quantity=str(survey.info["quantity"]),
-        domain=str(survey.info["domain"]),
-        sample_unit=str(survey.info["sample_unit"]),
-        sample_interval=float(survey.info["sample_interval"]),
-        polarity=str(survey.info.get("polarity", "unknown")),
-        quantiles=tuple(float(value) for value in np.quantile(values, QUANTILES)) if values.size else (),
-    )
-
-
-def _provenance(job: TrainJob, surveys: Sequence[LabelledSurvey], run: str) -> dict[str, Any]:
+def _provenance(job: TrainJob, task: Task, run: str) -> dict[str, Any]:
     return {
         "run": run,
         "job": job.model_dump(mode="json"),
-        "surveys": [{"url": survey.url, "identity": survey.info["identity"]} for survey in surveys],
+        "surveys": task.provenance(),
         "versions": {"geobatch": __version__}
         | {name: importlib.metadata.version(name) for name in ("ray", "torch", "numpy")},
     }

@@ -1,0 +1,255 @@
+"""Which model suits the data: every candidate trained without each well in turn, and judged by that well."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from geobatch import cluster
+from geobatch.errors import DataError, NotFoundError, UsageError
+from geobatch.fanout import in_order, open_fanout
+from geobatch.storage import absolute_url, open_storage, split_url
+from geobatch.survey import INVALID_CLASS
+from geobatch.train.boosting import boosted_probabilities
+from geobatch.train.compare_spec import BoostingSpec, CompareJob
+from geobatch.train.loop import AlonePlace, fit_network
+from geobatch.train.metrics import confusion_matrix, scores
+from geobatch.train.train import make_plan, run_hash
+from geobatch.train.wells import WellsTask, open_wells
+
+RESULT = "compare.json"
+FOLD_BYTES = 2**31
+BOOTSTRAPS = 10_000
+
+OnFold = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One model of one candidate and the well it has not seen."""
+
+    candidate: str
+    well: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Blind:
+    """What a candidate says of a well it has not seen.
+
+    Attributes:
+        probabilities: `(class, depth)` float32.
+        labels: `(depth,)` uint8, 255 unlabelled.
+        depth: `(depth,)` float64, m.
+    """
+
+    probabilities: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.uint8]
+    depth: npt.NDArray[np.float64]
+
+
+def compare(job: CompareJob, on_progress: OnFold = lambda done, total: None) -> dict[str, Any]:
+    """Train and judge every candidate; the result, which is stored as `compare.json` under the output.
+
+    Folds are Ray tasks. Each one's answer is stored under `folds/` by the hash of all that decides it, so that the same
+    job run again, or one with more candidates, does what is missing.
+
+    Returns:
+        `candidates`: per name `mean_accuracy` over the wells (the micro-averaged F1, as every depth has one class), its
+        `standard_error`, `pooled` figures as `metrics.scores` documents them, `wells` with the accuracy of each, and
+        `penalty_score` where a penalty is given; `pairs`: per pair the difference of mean accuracy (and of the penalty
+        score), its 95 % interval by a paired bootstrap over wells, and the share of bootstraps in which the first is
+        better; `best`: the name with the highest mean accuracy, or penalty score where one is given.
+
+    Raises:
+        UsageError: a well or curve is not there, or a training did not stay finite.
+        NotFoundError, DataError, MismatchError: as `train`.
+    """
+    job = job.model_copy(
+        update={
+            "output": absolute_url(job.output),
+            "data": job.data.model_copy(update={"survey": absolute_url(job.data.survey)}),
+        }
+    )
+    wells = _wells(job)
+    penalty = None if job.penalty is None else _penalty(job.penalty)
+    folds = [
+        Fold(name, well, seed)
+        for name, candidate in job.candidates.items()
+        if candidate.model is not None
+        for well in wells
+        for seed in range(candidate.seeds)
+    ]
+    cluster.connect(cpus=math.ceil(job.resources.workers * job.resources.threads))
+    done = 0
+
+    def heard(fold: Fold) -> None:
+        nonlocal done
+        done += 1
+        on_progress(done, len(folds))
+
+    with open_fanout(small=False) as fanout:
+        found = in_order(fanout, partial(run_fold, job), folds, task_bytes=FOLD_BYTES, on_result=heard)
+    blind = _gathered(job, wells, dict(zip(folds, found, strict=True)))
+    result = judged(job, wells, blind, penalty)
+    open_storage(job.output).put(RESULT, json.dumps(result, indent=2).encode())
+    return result
+
+
+def run_fold(job: CompareJob, fold: Fold) -> bytes:
+    """The blind well's probabilities, labels and depths as NPZ, stored or computed."""
+    training = job.fold(fold.candidate, fold.well, fold.seed)
+    task = WellsTask(training)
+    key = f"folds/{_fold_hash(job, fold, run_hash(training, task))}.npz"
+    storage = open_storage(job.output)
+    try:
+        return storage.get(key)
+    except NotFoundError:
+        pass
+    model = job.candidates[fold.candidate].model
+    plan = make_plan(training, task, "fold")
+    source = task.source(plan.fitted)
+    (well,) = source.wells or (None,)
+    if well is None:
+        raise DataError("a well has no depth at which its curves count", where=job.data.survey, measured=fold.well)
+    if isinstance(model, BoostingSpec):
+        (probabilities,) = boosted_probabilities(
+            source.training, [well], model, len(task.classes), training.training.seed
+        )
+    else:
+        network = fit_network(plan, AlonePlace(validates=False), source)
+        if isinstance(network, UsageError):
+            raise network
+        network.eval()
+        (part,) = source.held_out()
+        probabilities = source.probabilities(network, part.read(), torch.device("cpu")).numpy()
+    body = io.BytesIO()
+    np.savez(body, probabilities=probabilities.astype(np.float32), labels=well.labels, depth=well.depth)
+    storage.put(key, body.getvalue())
+    return body.getvalue()
+
+
+def judged(
+    job: CompareJob, wells: Sequence[str], blind: dict[str, list[Blind]], penalty: npt.NDArray[np.float64] | None
+) -> dict[str, Any]:
+    """The result of the candidates' answers, as `compare` documents it."""
+    names = [entry.name for entry in WellsTask(job.fold(next(iter(_models(job))), wells[0], 0)).classes]
+    told: dict[str, Any] = {}
+    for name, answers in blind.items():
+        matrices = [
+            confusion_matrix(answer.labels, answer.probabilities.argmax(axis=0), len(names)) for answer in answers
+        ]
+        told[name] = {"by_well": matrices, "accuracy": np.array([np.trace(m) / max(1, m.sum()) for m in matrices])}
+        if penalty is not None:
+            told[name]["score"] = np.array([-(m * penalty).sum() / max(1, m.sum()) for m in matrices])
+    measure = "accuracy" if penalty is None else "score"
+    result: dict[str, Any] = {"wells": list(wells), "classes": names, "candidates": {}, "pairs": []}
+    for name, figures in told.items():
+        accuracy = figures["accuracy"]
+        result["candidates"][name] = {
+            "mean_accuracy": round(float(accuracy.mean()), 4),
+            "standard_error": round(float(accuracy.std(ddof=1) / math.sqrt(len(wells))), 4) if len(wells) > 1 else None,
+            "wells": {well: round(float(value), 4) for well, value in zip(wells, accuracy, strict=True)},
+            "pooled": scores(np.sum(figures["by_well"], axis=0), names),
+        }
+        if penalty is not None:
+            result["candidates"][name]["penalty_score"] = round(float(figures["score"].mean()), 4)
+    for number, first in enumerate(told):
+        for second in list(told)[number + 1 :]:
+            pair: dict[str, Any] = {"first": first, "second": second}
+            for key in ("accuracy", *(("score",) if penalty is not None else ())):
+                pair[key] = paired_bootstrap(told[first][key], told[second][key])
+            result["pairs"].append(pair)
+    result["best"] = max(told, key=lambda name: float(told[name][measure].mean()))
+    return result
+
+
+def paired_bootstrap(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """Difference of means over wells, its 95 % interval, and the share of resamples in which the first is better.
+
+    Wells are drawn with replacement, the same for both (Efron & Tibshirani 1993, An Introduction to the Bootstrap).
+    """
+    random = np.random.default_rng(0)
+    drawn = random.integers(len(first), size=(BOOTSTRAPS, len(first)))
+    differences = (first - second)[drawn].mean(axis=1)
+    low, high = np.quantile(differences, (0.025, 0.975))
+    return {
+        "difference": round(float((first - second).mean()), 4),
+        "interval": [round(float(low), 4), round(float(high), 4)],
+        "first_better": round(float((differences > 0).mean()), 4),
+    }
+
+
+def _gathered(job: CompareJob, wells: Sequence[str], found: dict[Fold, bytes]) -> dict[str, list[Blind]]:
+    """Per candidate its answers by well: the mean over seeds, then over the members of a mean."""
+    answers: dict[str, list[Blind]] = {}
+    for name, candidate in _models(job).items():
+        answers[name] = [
+            _mean([_read(found[Fold(name, well, seed)]) for seed in range(candidate.seeds)]) for well in wells
+        ]
+    for name, candidate in job.candidates.items():
+        if candidate.mean_of:
+            members = [answers[member] for member in candidate.mean_of]
+            answers[name] = [_mean(same) for same in zip(*members, strict=True)]
+    return {name: answers[name] for name in job.candidates}
+
+
+def _mean(answers: Sequence[Blind]) -> Blind:
+    first = answers[0]
+    if any(answer.depth.shape != first.depth.shape for answer in answers):
+        raise UsageError(
+            "candidates count other depths, so they have no mean", remedy="Give them the same way with missing values."
+        )
+    return Blind(np.mean([answer.probabilities for answer in answers], axis=0), first.labels, first.depth)
+
+
+def _read(body: bytes) -> Blind:
+    with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
+        return Blind(arrays["probabilities"], arrays["labels"], arrays["depth"])
+
+
+def _models(job: CompareJob) -> dict[str, Any]:
+    return {name: candidate for name, candidate in job.candidates.items() if candidate.model is not None}
+
+
+def _wells(job: CompareJob) -> list[str]:
+    """The wells left out in turn, of those that have a label."""
+    wells = open_wells(job.data)
+    names = [str(name) for name in wells["well"].values.tolist()]
+    if job.wells is not None:
+        if unknown := [name for name in job.wells if name not in names]:
+            raise UsageError("no such well", where=job.data.survey, measured=unknown[0], limit=", ".join(names))
+        return list(job.wells)
+    labels = wells[job.data.labels].transpose("well", ...).values
+    labelled = ((labels != INVALID_CLASS) & np.isfinite(labels)).any(axis=1)
+    free = [n for n, has in zip(names, labelled, strict=True) if has and n not in job.data.training_only]
+    if len(free) < 2:
+        raise UsageError("leaving one well out needs two with labels", where=job.data.survey, measured=len(free))
+    return free
+
+
+def _penalty(url: str) -> npt.NDArray[np.float64]:
+    root, name = split_url(url)
+    try:
+        matrix: npt.NDArray[np.float64] = np.load(io.BytesIO(open_storage(root).get(name)), allow_pickle=False)
+    except ValueError as error:
+        raise DataError("the penalty is no matrix", where=url, measured=error) from error
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not np.isfinite(matrix).all():
+        raise DataError("the penalty is no square matrix of numbers", where=url, measured=matrix.shape)
+    return matrix.astype(np.float64)
+
+
+def _fold_hash(job: CompareJob, fold: Fold, run: str) -> str:
+    model = job.candidates[fold.candidate].model
+    trees = model.model_dump(mode="json") if isinstance(model, BoostingSpec) else None
+    return hashlib.sha256(json.dumps([run, trees]).encode()).hexdigest()

@@ -1,0 +1,158 @@
+"""Volumes as training takes them: surveys with labels of the same grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from geobatch.errors import MismatchError
+from geobatch.models.bundle import QUANTILES, ClassInfo, DataDescription
+from geobatch.preprocess import Chain
+from geobatch.survey import VOLUME_AXES
+from geobatch.train.data import (
+    PatchReader,
+    Size3,
+    cache_within,
+    class_counts,
+    draw_patch,
+    open_labelled,
+    patch_size,
+    prepared_sample,
+    validation_patches,
+)
+from geobatch.train.source import Example, HeldOut
+from geobatch.train.spec import TrainJob, VolumeData
+
+DEFAULT_PATCH = (64, 64, 64)
+_MEANING = ("quantity", "domain", "sample_unit", "sample_interval")
+
+
+class VolumeSource:
+    """Patches of labelled surveys."""
+
+    def __init__(self, readers: list[PatchReader], job: TrainJob) -> None:
+        self.readers, self.job = readers, job
+        self.patch = patch_size(readers, _patch(job))
+
+    def draw(self, key: Sequence[int]) -> Example:
+        """See `Source`."""
+        training = self.job.training
+        amplitude, labels = draw_patch(self.readers, self.patch, training.augment, key, balance=training.balance)
+        return Example(amplitude[None], labels, labels.shape[-1])
+
+    def held_out(self) -> Sequence[HeldOut]:
+        """See `Source`."""
+        tiles = validation_patches(self.readers, self.patch, self.job.validation.patches)
+        return [HeldOut(self.job.data[number].survey, _Tile(self.readers[number], tile)) for number, tile in tiles]
+
+    def probabilities(self, network: nn.Module, example: Example, device: torch.device) -> Tensor:
+        """See `Source`."""
+        logits: Tensor = network(torch.from_numpy(np.ascontiguousarray(example.inputs))[None].to(device))
+        return logits[0].softmax(dim=0)
+
+
+class _Tile:
+    """Reads a tile of a validation band."""
+
+    def __init__(self, reader: PatchReader, region: tuple[slice, slice, slice]) -> None:
+        self.reader, self.region = reader, region
+
+    def __call__(self) -> Example:
+        amplitude, labels = self.reader.read(self.region)
+        return Example(amplitude[None], labels, labels.shape[-1])
+
+
+class VolumeTask:
+    """See `Task`."""
+
+    axes = VOLUME_AXES
+
+    def __init__(self, job: TrainJob) -> None:
+        self.job = job
+        self.data = [data for data in job.data if isinstance(data, VolumeData)]
+        self.surveys = [open_labelled(data) for data in self.data]
+        self._require_alike()
+        self.classes = tuple(ClassInfo(**entry) for entry in self.surveys[0].classes)
+
+    def decides(self) -> dict[str, Any]:
+        """See `Task`."""
+        pairs = zip(self.surveys, self.data, strict=True)
+        return {
+            "data": [[survey.info["identity"], item.variable] for survey, item in pairs],
+            "labels": [str(survey.label_identity) for survey in self.surveys],
+        }
+
+    def fit(self) -> dict[str, Any]:
+        """Chains, one per survey: amplitudes of different surveys have no common unit, so each has its own figures."""
+        chains = [self.job.preprocess.fit(survey.volume) for survey in self.surveys]
+        return {"chains": [chain.model_dump(mode="json") for chain in chains]}
+
+    def source(self, fitted: dict[str, Any]) -> VolumeSource:
+        """See `Task`."""
+        readers = self._readers(fitted)
+        cache_within(readers, self.job.resources.cache_mib * 2**20)
+        return VolumeSource(readers, self.job)
+
+    def class_counts(self, fitted: dict[str, Any]) -> npt.NDArray[np.int64]:
+        """See `Task`."""
+        readers = self._readers(fitted)
+        return class_counts(readers, patch_size(readers, _patch(self.job)))
+
+    def in_channels(self, fitted: dict[str, Any]) -> int:
+        """The amplitude alone."""
+        return 1
+
+    def bundled(self, fitted: dict[str, Any]) -> dict[str, Any]:
+        """See `Task`."""
+        return {"chain": Chain.model_validate(fitted["chains"][0])}
+
+    def describe(self, fitted: dict[str, Any]) -> DataDescription:
+        """See `Task`."""
+        info = self.surveys[0].info
+        values = np.concatenate([prepared_sample(reader) for reader in self._readers(fitted)])
+        return DataDescription(
+            quantity=str(info["quantity"]),
+            domain=str(info["domain"]),
+            sample_unit=str(info["sample_unit"]),
+            sample_interval=float(info["sample_interval"]),
+            polarity=str(info.get("polarity", "unknown")),
+            quantiles=tuple(float(value) for value in np.quantile(values, QUANTILES)) if values.size else (),
+        )
+
+    def provenance(self) -> list[dict[str, Any]]:
+        """See `Task`."""
+        return [{"url": survey.url, "identity": survey.info["identity"]} for survey in self.surveys]
+
+    def _readers(self, fitted: dict[str, Any]) -> list[PatchReader]:
+        chains = [Chain.model_validate(chain) for chain in fitted["chains"]]
+        pairs = zip(self.surveys, chains, strict=True)
+        return [PatchReader.split(survey, chain, self.job.validation) for survey, chain in pairs]
+
+    def _require_alike(self) -> None:
+        first = self.surveys[0]
+        for survey in self.surveys[1:]:
+            if [entry["name"] for entry in survey.classes] != [entry["name"] for entry in first.classes]:
+                raise MismatchError(
+                    "labels name other classes",
+                    where=survey.url,
+                    measured=", ".join(entry["name"] for entry in survey.classes),
+                    limit=", ".join(entry["name"] for entry in first.classes),
+                )
+            for key in _MEANING:
+                if survey.info.get(key) != first.info.get(key):
+                    raise MismatchError(
+                        f"surveys of one training differ in {key}",
+                        where=survey.url,
+                        measured=survey.info.get(key),
+                        limit=f"{first.info.get(key)} as in {first.url}",
+                    )
+
+
+def _patch(job: TrainJob) -> Size3:
+    inline, crossline, sample = job.training.patch or DEFAULT_PATCH
+    return inline, crossline, sample
