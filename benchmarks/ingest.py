@@ -7,9 +7,8 @@ before each peer is timed. Repetitions are interleaved; figures are medians.
 
     over_mdio       MDIO's time over geobatch's on a Ray cluster that stands, MDIO told to pack as geobatch does. Beside
                     it: MDIO as it packs by itself, and geobatch with the start of its cluster counted.
-    s3_over_local   geobatch's time from and to an S3 server (rclone's, in Go) over its time on the disk, both on half of
-                    the CPUs; the server has the other half to itself. `moto_over_local`: the same with moto's server,
-                    in Python, which takes longer over a request than geobatch does.
+    s3_over_local   geobatch's time from and to an S3 server over its time on the disk, both on half of the CPUs; the
+                    server, a slow one in Python, has the other half to itself.
     over_obspy      obspy's plain loop over a MiniSEED archive of day files, which reads, merges and stores, over
                     geobatch's ingest of it; `over_obspy_read` compares with reading alone, nothing kept.
     memory_growth   peak resident memory of geobatch's largest process for files of 4 and 16 times the size over that
@@ -19,20 +18,13 @@ before each peer is timed. Repetitions are interleaved; figures are medians.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
-import secrets
 import shutil
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -85,21 +77,15 @@ class Peer:
 def main() -> None:
     """Measure, store the figures; exit 1 when a rival's environment is missing."""
     options = _options()
-    own, mdio, rclone = (
-        Path(sys.executable),
-        *(options.rivals / name for name in ("mdio/bin/python", "rclone/bin/rclone")),
-    )
-    for rival in (mdio, rclone):
-        if not rival.exists() and not options.allow_missing:
-            sys.exit(f"{rival} is missing. Make it with benchmarks/rivals/setup.sh.")
+    own, mdio = Path(sys.executable), options.rivals / "mdio" / "bin" / "python"
+    if not mdio.exists() and not options.allow_missing:
+        sys.exit("the environment of mdio is missing. Make it with benchmarks/rivals/setup.sh.")
     script, (near, _) = HERE / "peers" / "ingest.py", _halves()
     peers = {
         "geobatch": Peer(script, own),
         "geobatch_on_half": Peer(script, own, cores=near),
-        "geobatch_moto_on_half": Peer(script, own, place="moto", cores=near),
+        "geobatch_s3_on_half": Peer(script, own, place="s3", cores=near),
     }
-    if rclone.exists():
-        peers["geobatch_s3_on_half"] = Peer(script, own, place=str(rclone), cores=near)
     if mdio.exists():
         peers["mdio"] = Peer(HERE / "rivals" / "mdio_ingest.py", mdio)
         peers["mdio_packed_by_itself"] = Peer(HERE / "rivals" / "mdio_ingest.py", mdio, codec="mdio")
@@ -116,9 +102,8 @@ def main() -> None:
     figures = {
         "over_mdio": _ratio(seconds.get("mdio"), seconds["geobatch"]),
         "over_obspy": _ratio(_median(waveforms["obspy"]), _median(waveforms["geobatch"])),
-        "s3_over_local": _ratio(seconds.get("geobatch_s3_on_half"), seconds["geobatch_on_half"]),
+        "s3_over_local": _ratio(seconds["geobatch_s3_on_half"], seconds["geobatch_on_half"]),
         "memory_growth": _ratio(max(growth.values()), growth["1"]),
-        "moto_over_local": _ratio(seconds["geobatch_moto_on_half"], seconds["geobatch_on_half"]),
         "over_obspy_read": _ratio(_median(waveforms["obspy_read"]), _median(waveforms["geobatch"])),
         "over_mdio_packed_by_itself": _ratio(seconds.get("mdio_packed_by_itself"), seconds["geobatch"]),
         "over_mdio_with_cluster_start": _ratio(seconds.get("mdio"), whole),
@@ -188,53 +173,11 @@ def _run(peer: Peer, path: Path) -> Run:
         run = run_peer(peer.python, peer.script, order, folder / "order.json", peer.cores)
         shutil.rmtree(output, ignore_errors=True)
         return run
-    with _server(peer.place, folder) as settings, environment(settings):
+    with local_s3(BUCKET, folder=folder) as server, environment(server.environment):
+        _pin(server.process_id, _halves()[1])
         open_storage(f"s3://{BUCKET}").put("raw.sgy", path.read_bytes())
         order = dataclasses.replace(order, source=f"s3://{BUCKET}/raw.sgy", output=f"s3://{BUCKET}/survey")
         return run_peer(peer.python, peer.script, order, folder / "order.json", peer.cores)
-
-
-@contextlib.contextmanager
-def _server(place: str, folder: Path) -> Iterator[dict[str, str]]:
-    """An S3 server on the other half of the cores, moto's or rclone's, with an empty bucket; its settings for clients."""
-    if place == "moto":
-        with local_s3(BUCKET, folder=folder) as server:
-            _pin(server.process_id, _halves()[1])
-            yield server.environment
-        return
-    with tempfile.TemporaryDirectory(dir=folder) as root, closing(socket.socket()) as free:
-        (Path(root) / BUCKET).mkdir()
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-        free.close()
-        key, secret = secrets.token_hex(8), secrets.token_hex(16)
-        command = ["taskset", "--cpu-list", ",".join(map(str, _halves()[1])), place, "serve", "s3", root]
-        login = {**os.environ, "RCLONE_AUTH_KEY": f'"{key},{secret}"'}
-        with subprocess.Popen([*command, "--addr", address, "--config", os.devnull], env=login) as process:
-            try:
-                _wait_for(address)
-                yield {
-                    "AWS_ENDPOINT_URL": f"http://{address}",
-                    "AWS_ACCESS_KEY_ID": key,
-                    "AWS_SECRET_ACCESS_KEY": secret,
-                    "AWS_DEFAULT_REGION": "us-east-1",
-                    "AWS_REGION": "us-east-1",
-                }
-            finally:
-                process.terminate()
-
-
-def _wait_for(address: str) -> None:
-    """Until the server accepts a connection, 30 s at most."""
-    host, _, port = address.partition(":")
-    for attempt in range(300):
-        try:
-            socket.create_connection((host, int(port)), timeout=1).close()
-            return
-        except OSError:
-            if attempt == 299:
-                raise
-            time.sleep(0.1)
 
 
 def _halves() -> tuple[tuple[int, ...], tuple[int, ...]]:

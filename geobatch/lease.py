@@ -96,7 +96,7 @@ class Lease:
 
         Raises:
             LeaseError: a living run holds it.
-            UsageError: the storage ignores the conditions of writes, without which two runs would not notice each other.
+            UsageError: the storage ignores the conditions of writes, by which runs notice each other.
         """
         storage = open_storage(output_url)
         run, holder = uuid.uuid4().hex, Holder.this_process()

