@@ -42,7 +42,7 @@ def write_wells(folder: Path, *, blind_factor: float = 1.0) -> str:
     (folder / "wells.csv").write_text("\n".join([*rows, ""]))
     options = {"depth_unit": "m", "classes": {"Class": {1: "low", 2: "high"}}}
     survey = str(folder / "survey")
-    ingest_job(IngestJob(source=str(folder / "wells.csv"), output=survey, format="logs", options=options))
+    ingest_job(IngestJob(job="ingest", source=str(folder / "wells.csv"), output=survey, format="logs", options=options))
     return survey
 
 

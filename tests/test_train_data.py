@@ -290,7 +290,7 @@ def test_a_checkpoint_restores_weights_optimiser_and_progress(tmp_path: Path) ->
 
 def test_a_training_job_refuses_unknown_keys_and_fitted_statistics() -> None:
     job = {"data": [{"survey": "s", "labels": "l"}], "output": "o"}
-    assert TrainJob.model_validate(job).training.patch == (64, 64, 64)
+    assert TrainJob.model_validate(job).model.stride == 4
     with pytest.raises(ValidationError, match="epoch"):
         TrainJob.model_validate({**job, "epoch": 3})
     fitted = {"step": "clip", "statistics": {"lower": -1, "upper": 1}}

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from geobatch.errors import UsageError
 from geobatch.models.layers import require_sizes
-from geobatch.models.padding import padded
+from geobatch.models.padding import padded, without_padding
 
 
 class Attention(nn.Module):
     """A transformer encoder (Vaswani et al. 2017, arXiv 1706.03762), norms first (Xiong et al. 2020, arXiv 2002.04745).
 
-    Each token is a run of `step` samples (Dosovitskiy et al. 2021, arXiv 2010.11929) with a positional encoding of
-    sines and cosines. One answer per sample, or one per sequence from the mean of its tokens.
+    Each token is a run of `step` samples (Dosovitskiy et al. 2021, arXiv 2010.11929) after a convolution, which tells it
+    of its neighbours (Xiao et al. 2021, arXiv 2106.14881), with a positional encoding of sines and cosines. One answer
+    per sample, or one per sequence from the mean of its tokens.
 
     Args:
         in_channels: Channels of the input.
@@ -29,6 +30,7 @@ class Attention(nn.Module):
         heads: Of attention; they share the width.
         layers: One upon the other.
         step: Samples of a token; attention costs the square of the number of tokens.
+        kernel: Samples of the convolution, odd; 1 for none.
         dropout: Share of features dropped, in training.
         output: `dense` per sample, `one` per sequence.
 
@@ -44,20 +46,22 @@ class Attention(nn.Module):
         heads: int = 4,
         layers: int = 3,
         step: int = 1,
+        kernel: int = 3,
         dropout: float = 0.1,
         output: Literal["dense", "one"] = "dense",
     ) -> None:
         super().__init__()
         require_sizes("attention", in_channels=in_channels, classes=classes, width=width, heads=heads)
-        require_sizes("attention", layers=layers, step=step)
-        if width % heads or width % 2:
+        require_sizes("attention", layers=layers, step=step, kernel=kernel)
+        if width % heads or width % 2 or kernel % 2 == 0:
             raise UsageError(
-                "the width of attention is even and a multiple of its heads",
-                where="model.width",
-                measured=f"{width} for {heads} heads",
+                "the width of attention is even and a multiple of its heads, its kernel odd",
+                where="model",
+                measured=f"width {width} for {heads} heads, kernel {kernel}",
             )
         self.output, self.step = output, step
-        self.embed = nn.Conv1d(in_channels, width, kernel_size=step, stride=step)
+        self.local = nn.Identity() if kernel == 1 else nn.Conv1d(in_channels, width, kernel, padding=kernel // 2)
+        self.embed = nn.Conv1d(in_channels if kernel == 1 else width, width, kernel_size=step, stride=step)
         layer = nn.TransformerEncoderLayer(
             width, heads, 4 * width, dropout, activation="gelu", batch_first=True, norm_first=True
         )
@@ -73,7 +77,8 @@ class Attention(nn.Module):
         """
         samples = x_BCS.shape[-1]
         tokens = -(-samples // self.step)
-        features_BFT = self.embed(nn.functional.pad(x_BCS, (0, tokens * self.step - samples)))
+        local_BFS = without_padding(self.local(without_padding(x_BCS, lengths_B)), lengths_B)
+        features_BFT = self.embed(nn.functional.pad(local_BFS, (0, tokens * self.step - samples)))
         features_BTF = features_BFT.transpose(1, 2) + positions(tokens, features_BFT.shape[1]).to(x_BCS)
         hidden_BT = None if lengths_B is None else padded(-(-lengths_B // self.step), tokens)
         features_BTF = self.encoder(features_BTF, src_key_padding_mask=hidden_BT)

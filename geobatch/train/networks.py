@@ -78,6 +78,7 @@ class AttentionSpec(_Network):
     heads: int = Field(default=4, ge=1, le=64)
     layers: int = Field(default=3, ge=1, le=48)
     step: int = Field(default=1, ge=1, le=256)
+    kernel: int = Field(default=3, ge=1, le=31)
     dropout: Share = 0.1
 
     @property
