@@ -20,7 +20,14 @@ from geobatch.errors import GeobatchError
 
 INTERRUPTED = 130
 WATCHED = ("run", "repair", "retry")
-UNITS = {"ingest": "parts", "label": "shards", "preprocess": "shards", "train": "steps", "score": "blocks"}
+UNITS = {
+    "ingest": "parts",
+    "label": "shards",
+    "preprocess": "shards",
+    "train": "steps",
+    "compare": "folds",
+    "score": "blocks",
+}
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 messages = Console(stderr=True, highlight=False)
 
