@@ -194,3 +194,20 @@ def test_wrong_comparisons_are_refused(survey: str, s3: str, change: dict[str, A
 def test_job_files_are_valid(name: str) -> None:
     path = Path(__file__).parents[1] / "jobs" / f"{name}.yaml"
     assert load_job(str(path)).name == yaml.safe_load(path.read_text())["name"]
+
+
+def test_kansas_job_files_run_on_the_wells_of_the_contest(test_data: Path, tmp_path: Path, ray_cluster: None) -> None:
+    jobs = Path(__file__).parents[1] / "jobs"
+    table = test_data / "subsurface/seg2016_contest/facies_vectors.csv"
+    ingest = load_job(str(jobs / "ingest_kansas.yaml"), [f"source={table}", f"output={tmp_path}/kansas"])
+    assert isinstance(ingest, IngestJob)
+    ingest_job(ingest)
+    changes = [f"data.survey={tmp_path}/kansas", f"output={tmp_path}/compared", "wells=[SHANKLE, NOLAN]"]
+    changes += [f"candidates.{name}.seeds=1" for name in ("cnn", "rnn", "attention")]
+    comparison = load_job(str(jobs / "compare_kansas.yaml"), changes)
+    assert isinstance(comparison, CompareJob)
+    result = compare(comparison)
+    classes = open_survey(f"{tmp_path}/kansas")["Facies"].sel(well=["SHANKLE", "NOLAN"]).values
+    commonest = np.mean([np.bincount(own[own != 255]).max() / (own != 255).sum() for own in classes])
+    for name, figures in result["candidates"].items():
+        assert figures["mean_accuracy"] > commonest + 0.1, name

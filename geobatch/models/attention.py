@@ -19,9 +19,9 @@ from geobatch.models.padding import padded, without_padding
 class Attention(nn.Module):
     """A transformer encoder (Vaswani et al. 2017, arXiv 1706.03762), norms first (Xiong et al. 2020, arXiv 2002.04745).
 
-    Each token is a run of `step` samples (Dosovitskiy et al. 2021, arXiv 2010.11929) after a convolution, which tells it
-    of its neighbours (Xiao et al. 2021, arXiv 2106.14881), with a positional encoding of sines and cosines. One answer
-    per sample, or one per sequence from the mean of its tokens.
+    Each token is a run of `step` samples (Dosovitskiy et al. 2021, arXiv 2010.11929) after a convolution, which tells
+    it of its neighbours (Xiao et al. 2021, arXiv 2106.14881), with a positional encoding of sines and cosines. One
+    answer per sample, or one per sequence from the mean of its tokens.
 
     Args:
         in_channels: Channels of the input.
