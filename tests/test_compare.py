@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from wells import DEPTHS, wells_data, write_wells
 
 from geobatch.errors import UsageError
 from geobatch.formats import IngestJob, ingest_job
@@ -22,28 +23,6 @@ from geobatch.train.train import train
 from geobatch.train.wells import WellsTask
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::UserWarning:ray")
-WELLS = ("A", "B", "C", "PSEUDO")
-DEPTHS = 160
-
-
-def write_wells(folder: Path, *, blind_factor: float = 1.0) -> str:
-    """Wells whose class is told by the sign of a smooth curve two depths above; its mean is another in each well."""
-    random = np.random.default_rng(5)
-    rows = ["Well,Depth,GR,NOISE,LATE,Class"]
-    for number, well in enumerate(WELLS):
-        told = np.convolve(random.standard_normal(DEPTHS + 20), np.ones(6) / 2.4, "same")[10:-10]
-        labels = np.roll(told > 0, 2) + 1
-        noise = random.standard_normal(DEPTHS)
-        for k in range(2, DEPTHS):
-            factor = blind_factor if well == "C" else 1.0
-            late = "" if number == 0 and k % 2 else f"{random.random():.3f}"
-            rows.append(f"{well},{1000 + 0.5 * k},{factor * told[k]:.4f},{noise[k]:.4f},{late},{labels[k]}")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "wells.csv").write_text("\n".join([*rows, ""]))
-    options = {"depth_unit": "m", "classes": {"Class": {1: "low", 2: "high"}}}
-    survey = str(folder / "survey")
-    ingest_job(IngestJob(job="ingest", source=str(folder / "wells.csv"), output=survey, format="logs", options=options))
-    return survey
 
 
 @pytest.fixture(scope="module")
@@ -51,21 +30,10 @@ def survey(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> str:
     return write_wells(tmp_path_factory.mktemp("wells"))
 
 
-def data(survey: str, **changes: Any) -> dict[str, Any]:
-    return {
-        "kind": "wells",
-        "survey": survey,
-        "labels": "Class",
-        "curves": {"curves": ["GR", "NOISE", "LATE"]},
-        "training_only": ["PSEUDO"],
-        **changes,
-    }
-
-
 def job(survey: str, output: str, **changes: Any) -> CompareJob:
     document = {
         "job": "compare",
-        "data": data(survey),
+        "data": wells_data(survey),
         "candidates": {
             "trees": {"model": {"name": "boosting", "iterations": 20, "around": 2}},
             "cnn": {"model": {"name": "cnn", "channels": 8, "stages": 2}, "seeds": 2},
@@ -116,7 +84,7 @@ def test_nothing_of_a_blind_well_decides_how_it_is_prepared(survey: str, tmp_pat
 def test_missing_curves_get_a_mask_or_drop_their_depths(survey: str) -> None:
     source = {}
     for missing in ("median", "regression", "zero", "drop"):
-        fold = job(survey, "x", data=data(survey, curves={"curves": ["GR", "LATE"], "missing": missing})).fold(
+        fold = job(survey, "x", data=wells_data(survey, curves={"curves": ["GR", "LATE"], "missing": missing})).fold(
             "cnn", "B", 0
         )
         task = WellsTask(fold)
@@ -146,7 +114,7 @@ def test_window_is_decided_by_its_key_and_short_wells_are_padded(survey: str) ->
 def test_training_on_wells_ends_in_a_bundle_that_knows_its_curves(survey: str, s3: str) -> None:
     document = {
         "job": "train",
-        "data": [data(survey)],
+        "data": [wells_data(survey)],
         "validation": {"wells": ["B"]},
         "model": {"name": "rnn", "hidden": 8, "layers": 1},
         "training": {"patch": [40], "batch": 8, "steps_per_epoch": 30, "epochs": 2, "learning_rate": 0.02},
@@ -184,7 +152,7 @@ def test_paired_bootstrap_tells_a_steady_difference_from_chance() -> None:
 )
 def test_wrong_comparisons_are_refused(survey: str, s3: str, change: dict[str, Any], text: str) -> None:
     if "data" in change:
-        change = {"data": data(survey, **change["data"])}
+        change = {"data": wells_data(survey, **change["data"])}
     with pytest.raises(Exception, match=text) as raised:
         compare(job(survey, s3, **change))
     assert type(raised.value).__module__ == "geobatch.errors"

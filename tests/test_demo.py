@@ -20,7 +20,12 @@ def test_interrupted_demo_leaves_no_process_and_no_folder(tmp_path: Path) -> Non
     scratch = Path(tempfile.mkdtemp(prefix="gb-"))
     environment = {**os.environ, "TMPDIR": str(scratch)}
     environment.pop("AWS_ENDPOINT_URL", None)
-    command = [sys.executable, "-u", "-m", "geobatch.cli", "demo", "--keep", str(tmp_path / "kept")]
+    # Where the tests run in the background, interrupts are ignored by all that they start.
+    heard = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, sys.argv[1:])"
+    )
+    own = [sys.executable, "-u", "-m", "geobatch.cli", "demo", "--keep", str(tmp_path / "kept")]
+    command = [sys.executable, "-c", heard, *own]
     log = tmp_path / "log"
     with log.open("wb") as out:
         demo = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out, start_new_session=True)

@@ -22,7 +22,7 @@ from geobatch.storage import open_storage
 from geobatch.survey import open_survey, valid_volume
 from geobatch.train.checkpoint import Progress
 from geobatch.train.data import PatchReader, Region, class_counts, draw_patch, open_labelled
-from geobatch.train.loop import class_weights, learning_rate, segmentation_loss
+from geobatch.train.loop import class_weights, label_weight, learning_rate, segmentation_loss
 from geobatch.train.spec import TrainJob
 from geobatch.train.train import train
 
@@ -166,7 +166,8 @@ def test_a_training_that_diverges_stops_with_epoch_step_and_rate(ray_cluster: No
         write_data(LoudSurvey((24, 16, 16), seed=8), s3), f"{s3}/bundle", preprocess=[], resources={"workers": 1}
     )
     with pytest.raises(
-        UsageError, match=r"finite; found .* epoch 1, step 1, at learning rate 0\.005; .*Lower"
+        UsageError,
+        match=r"finite; found .* epoch 1, step 1, at learning rate 0\.005, of .*survey, inline .*\+?e.*Lower",
     ) as raised:
         train(job)
     assert raised.value.where == job.output
@@ -188,12 +189,15 @@ def test_two_workers_train_what_one_process_would_on_the_patches_of_both(
     networks = [first, *(copy.deepcopy(first) for _ in range(WORKERS - 1))]
     optimizers = [torch.optim.AdamW(n.parameters(), weight_decay=training.weight_decay) for n in networks]
     for step in range(training.steps_per_epoch * training.epochs):
-        for rank, network in enumerate(networks):
-            keys = [(training.seed, step, rank, item) for item in range(training.batch)]
+        batches = []
+        for rank in range(WORKERS):
+            keys = [(training.seed, step, rank * training.batch + item) for item in range(training.batch)]
             patches = [draw_patch([reader], training.patch, training.augment, key) for key in keys]
-            amplitude, labels = (torch.from_numpy(np.stack(part)) for part in zip(*patches, strict=True))
+            batches.append([torch.from_numpy(np.stack(part)) for part in zip(*patches, strict=True)])
+        weight = sum(label_weight(labels.long(), weights_K) for _, labels in batches) / WORKERS
+        for network, (amplitude, labels) in zip(networks, batches, strict=True):
             network.zero_grad()
-            segmentation_loss(network(amplitude[:, None]), labels.long(), weights_K, training.dice).backward()
+            segmentation_loss(network(amplitude[:, None]), labels.long(), weights_K, weight).backward()
         for shared in zip(*(n.parameters() for n in networks), strict=True):
             average([parameter.grad for parameter in shared])
         for network, optimizer in zip(networks, optimizers, strict=True):

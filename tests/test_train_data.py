@@ -30,8 +30,9 @@ from geobatch.train.data import (
     spread_tiles,
     validation_patches,
 )
-from geobatch.train.loop import class_weights, learning_rate, segmentation_loss
+from geobatch.train.loop import class_weights, dice_loss, learning_rate, segmentation_loss
 from geobatch.train.spec import Augmentation, Training, TrainJob, Validation, VolumeData
+from geobatch.train.state import TrainingState
 
 SHAPE = (40, 24, 32)
 PLAIN = Augmentation(flip=False, swap=False, noise=0, gain=0)
@@ -238,11 +239,11 @@ def test_the_loss_ignores_unlabelled_voxels() -> None:
     labels = torch.tensor([0, 1, 255]).reshape(1, 1, 1, 3)
     weights = torch.tensor([1.0, 3.0])
     two = torch.log1p(torch.exp(torch.tensor([-2.0, -1.0])))
-    assert segmentation_loss(logits, labels, weights, 0.0).item() == pytest.approx(((two[0] + 3 * two[1]) / 4).item())
-    assert segmentation_loss(logits, torch.full_like(labels, 255), weights, 0.0).item() == 0.0
+    assert segmentation_loss(logits, labels, weights).item() == pytest.approx(((two[0] + 3 * two[1]) / 4).item())
+    assert segmentation_loss(logits, torch.full_like(labels, 255), weights).item() == 0.0
     right = torch.zeros(1, 2, 1, 1, 3)
     right[0, 0, 0, 0, 0] = right[0, 1, 0, 0, 1] = 50.0
-    assert segmentation_loss(right, labels, weights, 1.0).item() == pytest.approx(0.0, abs=1e-5)
+    assert (segmentation_loss(right, labels, weights) + dice_loss(right, labels)).item() == pytest.approx(0.0, abs=1e-5)
 
 
 def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
@@ -274,18 +275,17 @@ def test_closing_a_prefetch_ends_its_thread() -> None:
 
 
 def test_a_checkpoint_restores_weights_optimiser_and_progress(tmp_path: Path) -> None:
-    network = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(network.parameters())
-    network(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    save_checkpoint(tmp_path, network, optimizer, Progress(4, [{"loss": 1.0}]))
-    other = torch.nn.Linear(3, 2)
-    other_optimizer = torch.optim.AdamW(other.parameters())
-    progress = load_checkpoint(tmp_path, other, other_optimizer)
-    assert progress == Progress(4, [{"loss": 1.0}])
-    assert torch.equal(other.weight, network.weight)
-    moments = optimizer.state_dict()["state"][0]["exp_avg"]
-    assert torch.equal(other_optimizer.state_dict()["state"][0]["exp_avg"], moments)
+    states = [TrainingState.of(torch.nn.Linear(3, 2), Training(ema=0.5)) for _ in range(2)]
+    states[0].network(torch.ones(1, 3)).sum().backward()
+    states[0].step()
+    states[0].keep_best()
+    save_checkpoint(tmp_path, states[0], Progress(4, [{"loss": 1.0}]))
+    assert load_checkpoint(tmp_path, states[1]) == Progress(4, [{"loss": 1.0}])
+    for kept, restored in ((s.network.weight for s in states), (s.judged.weight for s in states)):
+        assert torch.equal(kept, restored)
+    assert states[1].best is not None and torch.equal(states[1].best["weight"], states[0].judged.weight)
+    moments = [s.optimizer.state_dict()["state"][0]["exp_avg"] for s in states]
+    assert torch.equal(*moments)
 
 
 def test_a_training_job_refuses_unknown_keys_and_fitted_statistics() -> None:

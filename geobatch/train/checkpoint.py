@@ -13,12 +13,12 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import nn
 
 from geobatch.errors import IntegrityError
+from geobatch.train.state import TrainingState
 
 _WEIGHTS, _OPTIMISER, _PROGRESS = "model.safetensors", "optimizer.pt", "progress.json"
-_MANIFEST = "manifest.json"
+_AVERAGE, _BEST, _MANIFEST = "average.safetensors", "best.safetensors", "manifest.json"
 
 
 @dataclass
@@ -32,26 +32,35 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-def save_checkpoint(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+def save_checkpoint(folder: Path, state: TrainingState, progress: Progress) -> None:
     """Write a checkpoint into a local folder."""
-    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    safetensors.torch.save_file(state, folder / _WEIGHTS)
-    torch.save(optimizer.state_dict(), folder / _OPTIMISER)
+    weights = {_WEIGHTS: state.network.state_dict()}
+    if state.average is not None:
+        weights[_AVERAGE] = state.average.state_dict()
+    if state.best is not None:
+        weights[_BEST] = state.best
+    for name, values in weights.items():
+        kept = {key: value.detach().cpu().contiguous() for key, value in values.items()}
+        safetensors.torch.save_file(kept, folder / name)
+    torch.save(state.optimizer.state_dict(), folder / _OPTIMISER)
     (folder / _PROGRESS).write_text(json.dumps({"epochs": progress.epochs, "history": progress.history}))
-    files = (_WEIGHTS, _OPTIMISER, _PROGRESS)
+    files = (*weights, _OPTIMISER, _PROGRESS)
     (folder / _MANIFEST).write_text(json.dumps({name: _sha256(folder / name) for name in files}))
 
 
-def load_checkpoint(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Progress:
-    """Restore the network, and the optimiser where one is given; return how far the run was.
+def load_checkpoint(folder: Path, state: TrainingState) -> Progress:
+    """Restore the state; return how far the run was.
 
     Raises:
         IntegrityError: a file is missing or differs from its hash.
     """
     _verify(folder)
-    network.load_state_dict(safetensors.torch.load_file(folder / _WEIGHTS))
-    if optimizer is not None:
-        optimizer.load_state_dict(torch.load(folder / _OPTIMISER, weights_only=True, map_location="cpu"))
+    state.network.load_state_dict(safetensors.torch.load_file(folder / _WEIGHTS))
+    if state.average is not None:
+        state.average.load_state_dict(safetensors.torch.load_file(folder / _AVERAGE))
+    if (folder / _BEST).exists():
+        state.best = safetensors.torch.load_file(folder / _BEST)
+    state.optimizer.load_state_dict(torch.load(folder / _OPTIMISER, weights_only=True, map_location="cpu"))
     return Progress(**json.loads((folder / _PROGRESS).read_text()))
 
 

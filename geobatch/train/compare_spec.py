@@ -68,6 +68,9 @@ class CompareJob(_Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for name, candidate in self.candidates.items():
+            training = {**self.training.model_dump(), **candidate.training}
+            if training["early_stop"] or training["schedule"] == "plateau":
+                raise ValueError("training: early_stop and plateau need a validation, and a fold has none to spare")
             for member in candidate.mean_of:
                 if member not in self.candidates or self.candidates[member].mean_of:
                     raise ValueError(f"candidates.{name}.mean_of: {member} is no candidate with a model")

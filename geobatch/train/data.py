@@ -1,6 +1,6 @@
 """Training patches straight from surveys and label surveys, on disk or in a bucket.
 
-A patch is a function of (seed, step, worker, item), not of a stream: a run resumed at any step sees the patches it
+A patch is a function of (seed, step, item), not of a stream: a run resumed at any step sees the patches it
 would have seen.
 """
 
@@ -267,9 +267,17 @@ def draw_patch(
         readers: surveys are drawn in proportion to their size.
         patch: cells per axis, no more than `patch_size` allows.
         augment: what may be changed.
-        key: seed, step, worker, item.
+        key: seed, step, item.
         balance: draw a class first, then look a few times for a patch that holds it.
     """
+    reader, region, random = choose_patch(readers, patch, key, balance=balance)
+    return _augmented(*reader.read(region), augment, random)
+
+
+def choose_patch(
+    readers: Sequence[PatchReader], patch: Size3, key: Sequence[int], *, balance: bool = False
+) -> tuple[PatchReader, Region, np.random.Generator]:
+    """Return where the patch of a key lies, and the chance that decides what is done to it."""
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence(list(key))))
     volumes = np.array([np.prod([axis.stop - axis.start for axis in reader.train]) for reader in readers], float)
     reader = readers[random.choice(len(readers), p=volumes / volumes.sum())]
@@ -280,7 +288,7 @@ def draw_patch(
             if (reader.read_labels(region) == wanted).any():
                 break
             region = _draw_region(reader.train, patch, random)
-    return _augmented(*reader.read(region), augment, random)
+    return reader, region, random
 
 
 def validation_patches(readers: Sequence[PatchReader], patch: Size3, limit: int) -> list[tuple[int, Region]]:

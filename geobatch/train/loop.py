@@ -5,6 +5,7 @@ Tensor axes: B batch, C channel, K class, I inline, X crossline, S sample.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import tempfile
@@ -22,9 +23,11 @@ import torch
 import torch.distributed
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from geobatch.errors import UsageError
+from geobatch.errors import MismatchError, UsageError
 from geobatch.models import build_model
+from geobatch.models.bundle import load_bundle
 from geobatch.survey import INVALID_CLASS
 from geobatch.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from geobatch.train.data import prefetch
@@ -32,10 +35,11 @@ from geobatch.train.kinds import open_task
 from geobatch.train.metrics import Counts, confusion_matrix, scores
 from geobatch.train.source import Batch, Source
 from geobatch.train.spec import Training, TrainJob
+from geobatch.train.state import TrainingState, epochs_since_best, plateau_factor
 from geobatch.train.telling import Teller
 
 _WARM_UP = 0.1
-_GRADIENT_NORM = 1.0
+_LEAST_FIT = 0.5
 
 
 class WorkerPlan(BaseModel):
@@ -79,15 +83,15 @@ class Place(Protocol):
         """The network that shares its gradients with those of the other workers."""
         ...
 
-    def restored(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-        """How far an earlier run came, its state put into both."""
+    def restored(self, state: TrainingState) -> Progress:
+        """How far an earlier run came, what it was put into `state`."""
         ...
 
     def step_done(self, step: int) -> None:
         """Hear that so many steps are done."""
         ...
 
-    def epoch_done(self, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    def epoch_done(self, state: TrainingState, progress: Progress) -> None:
         """Keep what an epoch made."""
         ...
 
@@ -112,20 +116,20 @@ class RayPlace:
         )
         return parallel
 
-    def restored(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    def restored(self, state: TrainingState) -> Progress:
         """See `Place`."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return Progress()
         with checkpoint.as_directory() as folder:
-            return load_checkpoint(Path(folder), network, optimizer)
+            return load_checkpoint(Path(folder), state)
 
     def step_done(self, step: int) -> None:
         """See `Place`."""
         if self.rank == 0:
             self._teller.tell(step)
 
-    def epoch_done(self, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    def epoch_done(self, state: TrainingState, progress: Progress) -> None:
         """See `Place`."""
         figures = progress.history[-1]
         if self.rank != 0:
@@ -133,7 +137,7 @@ class RayPlace:
             return
         self._teller.tell(figures["epoch"] * self._steps, epoch_line(figures, self._epochs))
         with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(Path(folder), network, optimizer, progress)
+            save_checkpoint(Path(folder), state, progress)
             checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(figures, checkpoint=checkpoint, checkpoint_dir_name=f"epoch-{progress.epochs:05d}")
 
@@ -149,14 +153,14 @@ class AlonePlace:
         """See `Place`."""
         return network
 
-    def restored(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    def restored(self, state: TrainingState) -> Progress:
         """See `Place`."""
         return Progress()
 
     def step_done(self, step: int) -> None:
         """See `Place`."""
 
-    def epoch_done(self, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    def epoch_done(self, state: TrainingState, progress: Progress) -> None:
         """See `Place`."""
         self.history = progress.history
 
@@ -193,75 +197,122 @@ def fit_network(plan: WorkerPlan, place: Place, source: Source) -> nn.Module | U
     network = build_model(plan.network).to(place.device)
     if any(isinstance(module, nn.Conv3d) for module in network.modules()):
         network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=job.training.learning_rate, weight_decay=job.training.weight_decay
-    )
-    progress = place.restored(network, optimizer)
+    if job.init_from is not None:
+        begin_from(job.init_from, network)
+    state = TrainingState.of(network, job.training)
+    progress = place.restored(state)
     parallel = place.prepared(network)
     first = progress.epochs * job.training.steps_per_epoch
     with closing(prefetch(lambda: _batches(worker, first))) as batches:
         for epoch in range(progress.epochs, job.training.epochs):
-            losses = _train_epoch(worker, parallel, optimizer, batches, epoch)
-            _average_buffers(network)
-            if divergence := _divergence(job, network, losses, epoch):
+            if job.training.early_stop and epochs_since_best(progress.history) >= job.training.early_stop:
+                break
+            losses = _train_epoch(worker, parallel, state, batches, progress)
+            for averaged in dict.fromkeys((network, state.judged)):
+                _average_buffers(averaged)
+            if divergence := _divergence(worker, network, losses, progress):
                 return divergence
-            figures = {"epoch": epoch + 1, "loss": float(losses.mean()), "validation": _validate(worker, network)}
+            judged = _validate(worker, state.judged)
+            figures = {"epoch": epoch + 1, "loss": float(losses.mean()), "validation": judged}
             progress = Progress(epoch + 1, [*progress.history, figures])
-            place.epoch_done(network, optimizer, progress)
-    return network
+            if job.training.early_stop and epochs_since_best(progress.history) == 0:
+                state.keep_best()
+            place.epoch_done(state, progress)
+    return state.result()
 
 
-def learning_rate(training: Training, step: int) -> float:
-    """Return the rate of a step: linear warm-up, then a cosine (Loshchilov & Hutter 2017, arXiv 1608.03983)."""
+def begin_from(url: str, network: nn.Module) -> None:
+    """Put the weights of a bundle into a network wherever name and shape agree.
+
+    Raises:
+        MismatchError: they agree for less than half of the weights.
+        NotFoundError, IntegrityError: as `load_bundle`.
+    """
+    given, own = load_bundle(url).network().state_dict(), network.state_dict()
+    alike = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
+    fits = sum(value.numel() for value in alike.values()) / sum(value.numel() for value in given.values())
+    if fits < _LEAST_FIT:
+        raise MismatchError(
+            "the weights of the bundle do not fit the network",
+            where=url,
+            measured=f"{fits:.0%} by name and shape",
+            limit=f"{_LEAST_FIT:.0%}",
+            remedy="Give model the same parameters as the bundle's.",
+        )
+    network.load_state_dict(alike, strict=False)
+
+
+def learning_rate(training: Training, step: int, history: Sequence[dict[str, Any]] = ()) -> float:
+    """Return the rate of a step: linear warm-up, then a cosine (Loshchilov & Hutter 2017, arXiv 1608.03983).
+
+    Args:
+        training: With the schedule; `constant` and `plateau` stay at the highest rate after the warm-up.
+        step: From 0.
+        history: Figures of the epochs before, by which `plateau` halves it.
+    """
     total = training.steps_per_epoch * training.epochs
     warm_up = max(1, round(_WARM_UP * total))
     if step < warm_up:
         return training.learning_rate * (step + 1) / warm_up
+    if training.schedule != "cosine":
+        factor = plateau_factor(history, training.plateau_epochs) if training.schedule == "plateau" else 1.0
+        return training.learning_rate * factor
     return training.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, total - warm_up)))
 
 
-def segmentation_loss(logits_BK: Tensor, labels_B: Tensor, weights_K: Tensor, dice: float) -> Tensor:
-    """Return weighted cross-entropy plus `dice` times soft Dice (Milletari et al. 2016, doi:10.1109/3DV.2016.79).
-
-    Cells labelled 255 count in neither; a batch without any label has loss 0.
+def segmentation_loss(logits_BK: Tensor, labels_B: Tensor, weights_K: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Return the cross-entropy of the labelled cells, weighted by class; 255 is unlabelled, and without labels it is 0.
 
     Args:
         logits_BK: `(batch, class, *axes)`.
         labels_B: `(batch, *axes)`.
         weights_K: Of the classes.
-        dice: See above.
+        weight: What the sum is divided by, by default what the labels weigh.
     """
-    valid = labels_B != INVALID_CLASS
     total = nn.functional.cross_entropy(
         logits_BK, labels_B, weight=weights_K, ignore_index=INVALID_CLASS, reduction="sum"
     )
-    weight = weights_K[labels_B[valid]].sum()
-    loss = total / weight.clamp(min=1e-6)
-    if dice:
-        probability_BK = logits_BK.softmax(dim=1) * valid.unsqueeze(1)
-        truth_BK = nn.functional.one_hot(labels_B.where(valid, 0), logits_BK.shape[1]).movedim(-1, 1)
-        truth_BK = truth_BK * valid.unsqueeze(1)
-        axes = (0, *range(2, logits_BK.ndim))
-        shared_K = (probability_BK * truth_BK).sum(axes)
-        either_K = probability_BK.sum(axes) + truth_BK.sum(axes)
-        loss = loss + dice * (1 - ((2 * shared_K + 1) / (either_K + 1)).mean())
-    return loss
+    weight = label_weight(labels_B, weights_K) if weight is None else weight
+    return total / weight.clamp(min=1e-6)
+
+
+def label_weight(labels_B: Tensor, weights_K: Tensor) -> Tensor:
+    """Return the sum over labelled cells of the weight of their class."""
+    return weights_K[labels_B[labels_B != INVALID_CLASS]].sum()
+
+
+def dice_loss(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+    """Return the soft Dice loss of the labelled cells (Milletari et al. 2016, doi:10.1109/3DV.2016.79)."""
+    valid = labels_B != INVALID_CLASS
+    probability_BK = logits_BK.softmax(dim=1) * valid.unsqueeze(1)
+    truth_BK = nn.functional.one_hot(labels_B.where(valid, 0), logits_BK.shape[1]).movedim(-1, 1)
+    truth_BK = truth_BK * valid.unsqueeze(1)
+    axes = (0, *range(2, logits_BK.ndim))
+    shared_K = (probability_BK * truth_BK).sum(axes)
+    either_K = probability_BK.sum(axes) + truth_BK.sum(axes)
+    return 1 - ((2 * shared_K + 1) / (either_K + 1)).mean()
 
 
 def _batches(worker: _Worker, first: int) -> Iterator[Batch]:
     """Yield batches from step `first` to the last."""
     training = worker.plan.job.training
     for step in range(first, training.epochs * training.steps_per_epoch):
-        keys = [(training.seed, step, worker.place.rank, item) for item in range(training.batch)]
-        yield Batch.of([worker.source.draw(key) for key in keys])
+        for part in range(training.accumulate):
+            yield Batch.of([worker.source.draw(key) for key in _keys(training, step, worker.place.rank, part)])
+
+
+def _keys(training: Training, step: int, rank: int, part: int) -> list[tuple[int, ...]]:
+    """What decides the examples of one batch: their numbers in the step, the same however many workers share it."""
+    first = (rank * training.accumulate + part) * training.batch
+    return [(training.seed, step, item) for item in range(first, first + training.batch)]
 
 
 def _train_epoch(
     worker: _Worker,
     parallel: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    state: TrainingState,
     batches: Iterator[Batch],
-    epoch: int,
+    progress: Progress,
 ) -> npt.NDArray[np.float64]:
     """Return the loss of each step, the mean over the workers, so that all of them find the same."""
     training, place = worker.plan.job.training, worker.place
@@ -270,20 +321,36 @@ def _train_epoch(
     takes_lengths = _takes_lengths(getattr(parallel, "module", parallel))
     losses = torch.zeros(training.steps_per_epoch, dtype=torch.float64, device=place.device)
     for index in range(training.steps_per_epoch):
-        step = epoch * training.steps_per_epoch + index
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(training, step)
-        batch = next(batches).on(place.device)
-        optimizer.zero_grad(set_to_none=True)
-        given = (batch.inputs, batch.lengths) if takes_lengths else (batch.inputs,)
-        loss = segmentation_loss(parallel(*given), batch.labels, weights_K, training.dice)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parallel.parameters(), _GRADIENT_NORM)
-        optimizer.step()
-        losses[index] = loss.detach()
+        step = progress.epochs * training.steps_per_epoch + index
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(training, step, progress.history)
+        state.optimizer.zero_grad(set_to_none=True)
+        parts = [next(batches).on(place.device) for _ in range(training.accumulate)]
+        # Gradients are averaged over workers, so that each divides by the mean of what their labels weigh.
+        weight = _summed(sum((label_weight(part.labels, weights_K) for part in parts), weights_K.new_zeros(())))
+        for number, part in enumerate(parts):
+            given = (part.inputs, part.lengths) if takes_lengths else (part.inputs,)
+            last = number + 1 == training.accumulate
+            with _unsynchronised(parallel) if not last else contextlib.nullcontext():
+                with torch.autocast(place.device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
+                    logits_BK = parallel(*given)
+                loss = segmentation_loss(logits_BK.float(), part.labels, weights_K, weight / place.workers)
+                if training.dice:
+                    loss = loss + training.dice / training.accumulate * dice_loss(logits_BK.float(), part.labels)
+                loss.backward()  # type: ignore[no-untyped-call]
+            losses[index] += loss.detach()
+        length = torch.nn.utils.clip_grad_norm_(parallel.parameters(), training.clip_norm)
+        # A loss may be finite where its gradient is not: the step that breaks the weights is this one.
+        losses[index] += length * 0
+        state.step()
         place.step_done(step + 1)
     mean: npt.NDArray[np.float64] = _summed(losses).cpu().numpy() / place.workers
     return mean
+
+
+def _unsynchronised(parallel: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """A context in which gradients stay each worker's own."""
+    return parallel.no_sync() if isinstance(parallel, DistributedDataParallel) else contextlib.nullcontext()
 
 
 def _takes_lengths(network: nn.Module) -> bool:
@@ -291,21 +358,40 @@ def _takes_lengths(network: nn.Module) -> bool:
     return "lengths_B" in inspect.signature(network.forward).parameters
 
 
-def _divergence(job: TrainJob, network: nn.Module, losses: npt.NDArray[np.float64], epoch: int) -> UsageError | None:
+def _divergence(
+    worker: _Worker, network: nn.Module, losses: npt.NDArray[np.float64], progress: Progress
+) -> UsageError | None:
     """Return the error for a loss, weight or running statistic that is not finite, None where all are."""
     broken = np.flatnonzero(~np.isfinite(losses))
     if not broken.size and all(bool(value.isfinite().all()) for value in network.state_dict().values()):
         return None
+    training = worker.plan.job.training
     index = int(broken[0]) if broken.size else losses.size - 1
-    step = epoch * job.training.steps_per_epoch + index
+    step = progress.epochs * training.steps_per_epoch + index
+    rate = learning_rate(training, step, progress.history)
+    kept = f"; the checkpoint of epoch {progress.epochs} is kept" if progress.epochs else ""
     return UsageError(
         "the loss did not stay finite" if broken.size else "the weights did not stay finite",
-        where=job.output,
-        measured=f"loss {losses[index]} in epoch {epoch + 1}, step {step + 1}, "
-        f"at learning rate {learning_rate(job.training, step):.3g}",
+        where=worker.plan.job.output,
+        measured=f"loss {losses[index]} in epoch {progress.epochs + 1}, step {step + 1}, at learning rate {rate:.3g}, "
+        f"of {_loudest(worker, step)}{kept}",
         limit="finite loss and weights",
         remedy="Lower training.learning_rate, or bring amplitudes near 1 by clip and scale in preprocess.",
     )
+
+
+def _loudest(worker: _Worker, step: int) -> str:
+    """The example of a step, of all workers, with the largest input: which it is, and that value."""
+    training = worker.plan.job.training
+    largest, name = -1.0, ""
+    for rank in range(worker.place.workers):
+        for part in range(training.accumulate):
+            for key in _keys(training, step, rank, part):
+                example = worker.source.draw(key)
+                value = float(np.abs(example.inputs).max()) if np.isfinite(example.inputs).all() else math.inf
+                if value > largest:
+                    largest, name = value, worker.source.place(key)
+    return f"{name} with values up to {largest:.3g}"
 
 
 def _validate(worker: _Worker, network: nn.Module) -> dict[str, Any]:

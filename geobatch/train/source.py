@@ -80,7 +80,11 @@ class Source(Protocol):
     """Examples of one kind of data, in a worker."""
 
     def draw(self, key: Sequence[int]) -> Example:
-        """One example of training, decided by `key` alone: seed, step, worker, item."""
+        """One example of training, decided by `key` alone: seed, step, item."""
+        ...
+
+    def place(self, key: Sequence[int]) -> str:
+        """Where the example of that key comes from, for messages."""
         ...
 
     def held_out(self) -> Sequence[HeldOut]:

@@ -108,7 +108,15 @@ class Training(_Frozen):
         batch: patches per worker and step; on a CPU 1 takes a slow path of PyTorch, twice the time per patch.
         steps_per_epoch: optimiser steps between two validations and checkpoints.
         epochs: how many of those.
-        learning_rate: the highest one; it warms up over the first tenth and then follows a cosine to zero.
+        accumulate: batches of each worker whose gradients are summed up to one step.
+        learning_rate: the highest one; it warms up over the first tenth.
+        schedule: after that `cosine` to zero, `constant`, or `plateau`: halved when the validation is no better for
+            `plateau_epochs`.
+        plateau_epochs: see there.
+        early_stop: stop after so many epochs without a better validation, and take the best; 0 never.
+        clip_norm: gradients longer than this are shortened to it.
+        ema: decay per step of a moving average of the weights, which is validated and kept; 0 for none.
+        precision: `bfloat16` computes the network in mixed precision.
         weight_decay: of AdamW.
         class_weights: `sqrt` weighs the loss by the inverse root of each class's share, `inverse` by the inverse.
         dice: weight of the soft Dice loss beside cross-entropy.
@@ -121,7 +129,14 @@ class Training(_Frozen):
     batch: int = Field(default=2, ge=1)
     steps_per_epoch: int = Field(default=100, ge=1)
     epochs: int = Field(default=10, ge=1)
+    accumulate: int = Field(default=1, ge=1, le=1024)
     learning_rate: float = Field(default=5e-3, gt=0, le=1)
+    schedule: Literal["cosine", "constant", "plateau"] = "cosine"
+    plateau_epochs: int = Field(default=3, ge=1)
+    early_stop: int = Field(default=0, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
     weight_decay: float = Field(default=1e-3, ge=0, le=1)
     class_weights: Literal["none", "sqrt", "inverse"] = "sqrt"
     dice: float = Field(default=0.0, ge=0, le=10)
@@ -155,7 +170,18 @@ class TrainResources(_Frozen):
 
 
 class TrainJob(_Frozen):
-    """`job: train`: surveys and labels in, a model bundle out."""
+    """`job: train`: surveys and labels in, a model bundle out.
+
+    Attributes:
+        data: what is trained on.
+        validation: what is held out.
+        preprocess: steps of volumes.
+        model: the network.
+        init_from: URL of a bundle whose weights are where training begins, wherever name and shape agree.
+        training: how.
+        output: URL of the bundle.
+        resources: of each worker.
+    """
 
     job: Literal["train"] = "train"
     name: str = "train"
@@ -163,6 +189,7 @@ class TrainJob(_Frozen):
     validation: Validation = Validation()
     preprocess: Chain = Chain()
     model: NetworkSpec = UNetSpec()
+    init_from: str | None = None
     training: Training = Training()
     output: str = Field(min_length=1)
     resources: TrainResources = TrainResources()

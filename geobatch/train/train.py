@@ -23,6 +23,7 @@ from geobatch.train.kinds import open_task
 from geobatch.train.loop import WorkerPlan, class_weights, train_worker
 from geobatch.train.source import Task
 from geobatch.train.spec import TrainJob, VolumeData, WellsData
+from geobatch.train.state import TrainingState, epochs_since_best
 from geobatch.train.telling import OnProgress, watched
 
 
@@ -47,8 +48,9 @@ def train(job: TrainJob, on_progress: OnProgress = lambda step, steps, line: Non
     plan = make_plan(job, task, f"run-{run[:16]}")
     with watched(plan.place, plan.run, on_progress):
         progress, network = _run_workers(plan)
-    last = progress.history[-1]
-    metrics = {"loss": last["loss"], "validation": last["validation"], "history": progress.history}
+    after = epochs_since_best(progress.history) if job.training.early_stop else 0
+    kept = progress.history[len(progress.history) - 1 - after]
+    metrics = {"loss": kept["loss"], "validation": kept["validation"], "history": progress.history}
     save_bundle(job.output, trained_bundle(plan, task, network, metrics, run))
     return job.output
 
@@ -74,7 +76,8 @@ def _absolute(job: TrainJob) -> TrainJob:
     data = tuple(
         item.model_copy(update={key: absolute_url(getattr(item, key)) for key in _urls(item)}) for item in job.data
     )
-    return job.model_copy(update={"data": data, "output": absolute_url(job.output)})
+    begin = None if job.init_from is None else absolute_url(job.init_from)
+    return job.model_copy(update={"data": data, "init_from": begin, "output": absolute_url(job.output)})
 
 
 def _urls(data: VolumeData | WellsData) -> tuple[str, ...]:
@@ -85,6 +88,8 @@ def run_hash(job: TrainJob, task: Task) -> str:
     """SHA-256 of all that decides the weights: a changed job or survey does not continue an old run."""
     decides = job.model_dump(mode="json", include={"validation", "preprocess", "model", "training"})
     decides["training"].pop("max_failures")
+    if job.init_from is not None:
+        decides["init_from"] = load_bundle(job.init_from).spec.weights_sha256
     decides["workers"] = job.resources.workers
     return hashlib.sha256(json.dumps({**decides, **task.decides()}, sort_keys=True).encode()).hexdigest()
 
@@ -156,9 +161,10 @@ def _run_workers(plan: WorkerPlan) -> tuple[Progress, Any]:
         raise _explained(error, job) from error
     if result.return_value is not None:
         raise result.return_value
-    network = build_model(plan.network)
+    state = TrainingState.of(build_model(plan.network), job.training)
     with result.checkpoint.as_directory() as folder:
-        return load_checkpoint(Path(folder), network), network
+        progress = load_checkpoint(Path(folder), state)
+    return progress, state.result()
 
 
 def _explained(error: Exception, job: TrainJob) -> GeobatchError:

@@ -18,6 +18,7 @@ from geobatch.train.data import (
     PatchReader,
     Size3,
     cache_within,
+    choose_patch,
     class_counts,
     draw_patch,
     open_labelled,
@@ -44,6 +45,13 @@ class VolumeSource:
         training = self.job.training
         amplitude, labels = draw_patch(self.readers, self.patch, training.augment, key, balance=training.balance)
         return Example(amplitude[None], labels, labels.shape[-1])
+
+    def place(self, key: Sequence[int]) -> str:
+        """See `Source`."""
+        reader, region, _ = choose_patch(self.readers, self.patch, key, balance=self.job.training.balance)
+        survey = self.job.data[next(k for k, other in enumerate(self.readers) if other is reader)].survey
+        lines = (reader.volume[axis].values[own] for axis, own in zip(VOLUME_AXES, region, strict=True))
+        return ", ".join([survey, *(f"{a} {v[0]:g} to {v[-1]:g}" for a, v in zip(VOLUME_AXES, lines, strict=True))])
 
     def held_out(self) -> Sequence[HeldOut]:
         """See `Source`."""

@@ -1,6 +1,6 @@
 """Logs as training takes them: windows of wells, whole wells held out.
 
-A window is a function of (seed, step, worker, item), not of a stream, as patches of volumes are.
+A window is a function of (seed, step, item), not of a stream, as patches of volumes are.
 """
 
 from __future__ import annotations
@@ -60,6 +60,16 @@ class WellsSource:
 
     def draw(self, key: Sequence[int]) -> Example:
         """See `Source`; with `balance` a class is drawn first, and a window that holds one of its depths."""
+        well, own, random = self._choose(key)
+        return padded_example(self._augmented(well.values[:, own], random), well.labels[own], self.window)
+
+    def place(self, key: Sequence[int]) -> str:
+        """See `Source`."""
+        well, own, _ = self._choose(key)
+        depth = well.depth[own]
+        return f"well {well.name}, {depth[0]:g} to {depth[-1]:g} m"
+
+    def _choose(self, key: Sequence[int]) -> tuple[WellLog, slice, np.random.Generator]:
         random = np.random.Generator(np.random.Philox(np.random.SeedSequence(list(key))))
         if self.balance:
             wanted = random.choice(self._classes)
@@ -71,9 +81,7 @@ class WellsSource:
             well = self.training[random.choice(len(self.training), p=self._labelled / self._labelled.sum())]
             start = int(random.integers(max(1, well.labels.size - self.window + 1)))
         start = min(max(start, 0), max(0, well.labels.size - self.window))
-        own = slice(start, start + self.window)
-        values = self._augmented(well.values[:, own], random)
-        return padded_example(values, well.labels[own], self.window)
+        return well, slice(start, start + self.window), random
 
     def held_out(self) -> Sequence[HeldOut]:
         """See `Source`."""
