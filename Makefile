@@ -20,7 +20,7 @@ test: .venv
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 chaos: .venv
-	$(BIN)/python -m pytest tests/chaos -m chaos --timeout 3600
+	$(BIN)/python -m pytest tests -m chaos --timeout 3600
 
 # Fuzzing guided by coverage, 200,000 executions per reader.
 fuzz: .venv

@@ -120,6 +120,33 @@ def test_a_killed_worker_costs_time_and_not_a_bit_of_the_weights(
         assert torch.equal(value, disturbed.network().state_dict()[name]), name
 
 
+@pytest.mark.chaos
+def test_worker_that_stands_still_is_noticed_within_a_minute(
+    s3: str, data: dict[str, str], trained: tuple[TrainJob, Bundle]
+) -> None:
+    _, undisturbed = trained
+    times: list[float] = []
+
+    def freeze() -> None:
+        storage = open_storage(s3)
+        while not any(key.endswith("optimizer.pt") for key, _ in storage.list("_geobatch")):
+            time.sleep(0.05)
+        frozen = {worker.pid for worker in train_workers()}
+        os.kill(min(frozen), signal.SIGSTOP)
+        times.append(time.monotonic())
+        while not {worker.pid for worker in train_workers()} - frozen:
+            time.sleep(0.1)
+        times.append(time.monotonic())
+
+    thread = threading.Thread(target=freeze, daemon=True)
+    thread.start()
+    disturbed = load_bundle(train(tiny_job(data, s3)))
+    thread.join(timeout=1)
+    assert times[1] - times[0] < 60
+    for name, value in undisturbed.network().state_dict().items():
+        assert torch.equal(value, disturbed.network().state_dict()[name]), name
+
+
 def test_a_bundle_tells_what_it_was_trained_on(s3: str, trained: tuple[TrainJob, Bundle]) -> None:
     job, bundle = trained
     assert bundle.spec.data.quantity == "amplitude"

@@ -24,6 +24,14 @@ DAMAGED_READS = 8
 """Reads that arrive damaged before the object itself counts as damaged."""
 
 
+_waited_at = float("-inf")
+
+
+def waited_at() -> float:
+    """When an operation of this process last waited for storage, by the monotonic clock; minus infinity for never."""
+    return _waited_at
+
+
 class Patience:
     """The attempts of one operation, each after a random wait whose bound doubles (exponential backoff, full jitter).
 
@@ -49,6 +57,8 @@ class Patience:
         Raises:
             TransientError: it was tried for long enough.
         """
+        global _waited_at
+        _waited_at = time.monotonic()
         self._failed += 1
         limit_s = self.limit_s if known else min(self.limit_s, FIRST_CONTACT_S)
         elapsed_s = time.monotonic() - self._begun

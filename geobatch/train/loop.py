@@ -37,6 +37,7 @@ from geobatch.train.source import Batch, Source
 from geobatch.train.spec import Training, TrainJob
 from geobatch.train.state import TrainingState, epochs_since_best, plateau_factor
 from geobatch.train.telling import Teller
+from geobatch.train.watchdog import Watchdog
 
 _WARM_UP = 0.1
 _LEAST_FIT = 0.5
@@ -91,6 +92,10 @@ class Place(Protocol):
         """Hear that so many steps are done."""
         ...
 
+    def part_done(self) -> None:
+        """Hear that a held-out part is judged."""
+        ...
+
     def epoch_done(self, state: TrainingState, progress: Progress) -> None:
         """Keep what an epoch made."""
         ...
@@ -107,6 +112,7 @@ class RayPlace:
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
         self._epochs, self._steps = training.epochs, training.steps_per_epoch
         self._teller = Teller(plan.place, plan.run, self._epochs * self._steps)
+        self._watchdog = Watchdog(plan.job.resources.hang_s)
 
     def prepared(self, network: nn.Module) -> nn.Module:
         """See `Place`."""
@@ -126,11 +132,24 @@ class RayPlace:
 
     def step_done(self, step: int) -> None:
         """See `Place`."""
+        self._watchdog.hear()
         if self.rank == 0:
             self._teller.tell(step)
 
     def epoch_done(self, state: TrainingState, progress: Progress) -> None:
         """See `Place`."""
+        with self._watchdog.paused():
+            self._report(state, progress)
+
+    def part_done(self) -> None:
+        """See `Place`."""
+        self._watchdog.hear()
+
+    def ended(self) -> None:
+        """The run is over, however it ended."""
+        self._watchdog.end()
+
+    def _report(self, state: TrainingState, progress: Progress) -> None:
         figures = progress.history[-1]
         if self.rank != 0:
             ray.train.report(figures)
@@ -160,6 +179,9 @@ class AlonePlace:
     def step_done(self, step: int) -> None:
         """See `Place`."""
 
+    def part_done(self) -> None:
+        """See `Place`."""
+
     def epoch_done(self, state: TrainingState, progress: Progress) -> None:
         """See `Place`."""
         self.history = progress.history
@@ -183,7 +205,12 @@ def train_worker(config: dict[str, Any]) -> UsageError | None:
         steps would end the same way.
     """
     plan = WorkerPlan.model_validate(config)
-    found = fit_network(plan, RayPlace(plan), open_task(plan.job).source(plan.fitted))
+    source = open_task(plan.job).source(plan.fitted)
+    place = RayPlace(plan)
+    try:
+        found = fit_network(plan, place, source)
+    finally:
+        place.ended()
     return found if isinstance(found, UsageError) else None
 
 
@@ -405,6 +432,7 @@ def _validate(worker: _Worker, network: nn.Module) -> dict[str, Any]:
             example = part.read()
             predicted = worker.source.probabilities(network, example, place.device).argmax(dim=0).cpu().numpy()
             counts += confusion_matrix(example.labels, predicted, len(names))
+            place.part_done()
     total = _summed(torch.from_numpy(counts).to(place.device)).cpu().numpy()
     return scores(total, names) if parts else {}
 

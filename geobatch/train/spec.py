@@ -160,12 +160,15 @@ class TrainResources(_Frozen):
         workers: processes that train together.
         threads: compute threads of each.
         gpu: give each worker a GPU.
+        hang_s: a worker that makes no step for so long is started again from the last checkpoint; longer where its
+            steps take more than a tenth of it.
         cache_mib: surveys up to this size together are kept prepared in each worker's memory.
     """
 
     workers: int = Field(default=1, ge=1)
     threads: int = Field(default=1, ge=1)
     gpu: bool = False
+    hang_s: float = Field(default=45.0, ge=1)
     cache_mib: int = Field(default=1024, ge=0)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from geobatch.train.source import Task
 from geobatch.train.spec import TrainJob, VolumeData, WellsData
 from geobatch.train.state import TrainingState, epochs_since_best
 from geobatch.train.telling import OnProgress, watched
+
+HEALTH_CHECK = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
+"""Ray waits 10 minutes by default for a process that does not answer."""
 
 
 def train(job: TrainJob, on_progress: OnProgress = lambda step, steps, line: None) -> str:
@@ -156,6 +160,7 @@ def _run_workers(plan: WorkerPlan) -> tuple[Progress, Any]:
         ),
     )
     try:
+        os.environ[HEALTH_CHECK] = str(job.resources.hang_s)
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _explained(error, job) from error
