@@ -111,6 +111,24 @@ def test_window_is_decided_by_its_key_and_short_wells_are_padded(survey: str) ->
     assert not np.array_equal(first.inputs, other.inputs) or np.array_equal(first.labels, other.labels)
 
 
+def test_curve_that_counts_as_missing_looks_as_if_it_were(survey: str) -> None:
+    curves = {"curves": ["GR", "LATE"], "missing": "median"}
+    training = {"patch": [40], "augment": {"noise": 0, "gain": 0, "missing": 0.5}}
+    fold = job(survey, "x", data=wells_data(survey, curves=curves), training=training).fold("cnn", "C", 0)
+    task = WellsTask(fold)
+    fitted = task.fit()
+    source = task.source(fitted)
+    by_well = {well.name: well.values for well in source.training}
+    unknown = by_well["A"][1][by_well["A"][2] == 0]
+    assert unknown.size > 70 and np.ptp(unknown) == 0
+    drawn = [source.draw((0, 0, item)).inputs for item in range(200)]
+    gone = [inputs for inputs in drawn if not inputs[2].any()]
+    assert 60 < len(gone) < 140
+    for inputs in gone:
+        np.testing.assert_allclose(inputs[1], unknown[0], rtol=1e-5)
+        assert inputs[0].std() > 0
+
+
 def test_training_on_wells_ends_in_a_bundle_that_knows_its_curves(survey: str, s3: str) -> None:
     document = {
         "job": "train",
@@ -158,7 +176,7 @@ def test_wrong_comparisons_are_refused(survey: str, s3: str, change: dict[str, A
     assert type(raised.value).__module__ == "geobatch.errors"
 
 
-@pytest.mark.parametrize("name", ["compare_kansas", "ingest_kansas", "ingest_norway"])
+@pytest.mark.parametrize("name", ["compare_kansas", "compare_norway", "ingest_kansas", "ingest_norway"])
 def test_job_files_are_valid(name: str) -> None:
     path = Path(__file__).parents[1] / "jobs" / f"{name}.yaml"
     assert load_job(str(path)).name == yaml.safe_load(path.read_text())["name"]

@@ -54,6 +54,14 @@ class Curves(Frozen):
         """Channels of the table."""
         return len(self.curves) + len(self.masked)
 
+    @property
+    def stand_ins(self) -> tuple[float, ...]:
+        """What each channel holds where nothing at all is known: of a curve its median, or mean; of a mask 0."""
+        medians = self.imputation.figures if self.imputation else {}
+        figures = zip(self.curves, self.mean, self.deviation, strict=True)
+        own = [(medians[n].median - mean) / deviation if n in medians else 0.0 for n, mean, deviation in figures]
+        return (*own, *(0.0 for _ in self.masked))
+
     def fit(self, wells: xr.Dataset) -> Self:
         """The curves with figures of all valid samples of these wells.
 

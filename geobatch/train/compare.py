@@ -91,7 +91,7 @@ def compare(job: CompareJob, on_progress: OnFold = lambda done, total: None) -> 
         for well in wells
         for seed in range(candidate.seeds)
     ]
-    cluster.connect(cpus=math.ceil(job.resources.workers * job.resources.threads))
+    cluster.connect(cpus=job.resources.workers)
     done = 0
 
     def heard(fold: Fold) -> None:

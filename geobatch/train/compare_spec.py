@@ -52,7 +52,7 @@ class CompareJob(_Frozen):
         training: Of every candidate.
         penalty: URL of a `.npy` matrix of costs `(true class, given class)`: the score is minus its mean.
         output: Folder of the result.
-        resources: Threads of each fold, of which as many run at a time as fit.
+        resources: `workers` folds at a time with `threads` each, on CPUs.
     """
 
     job: Literal["compare"] = "compare"
@@ -67,6 +67,8 @@ class CompareJob(_Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.resources.gpu:
+            raise ValueError("resources.gpu: folds are small and run on CPUs")
         for name, candidate in self.candidates.items():
             training = {**self.training.model_dump(), **candidate.training}
             if training["early_stop"] or training["schedule"] == "plateau":

@@ -91,6 +91,7 @@ class Augmentation(_Frozen):
             white to smooth along samples.
         gain: standard deviation of the logarithm of a factor on the whole patch, or on each curve.
         shift: of logs: standard deviation of a constant added to each curve, over the curve's own.
+        missing: of logs: share of windows in which a curve that has a mask channel counts as missing, each by itself.
     """
 
     flip: bool = True
@@ -98,6 +99,7 @@ class Augmentation(_Frozen):
     noise: float = Field(default=0.3, ge=0, le=2)
     gain: float = Field(default=0.15, ge=0, le=2)
     shift: float = Field(default=0.0, ge=0, le=2)
+    missing: float = Field(default=0.0, ge=0, lt=1)
 
 
 class Training(_Frozen):

@@ -50,7 +50,7 @@ class WellLog:
 class WellsSource:
     """Windows of the wells of training, and whole wells held out. All of them are in memory."""
 
-    def __init__(self, training: Sequence[WellLog], held_out: Sequence[WellLog], job: TrainJob, curves: int) -> None:
+    def __init__(self, training: Sequence[WellLog], held_out: Sequence[WellLog], job: TrainJob, curves: Curves) -> None:
         self.training, self.wells = training, held_out
         self.augment, self.balance = job.training.augment, job.training.balance
         self.window, self.curves = window_of(job), curves
@@ -92,9 +92,14 @@ class WellsSource:
         return sequence_probabilities(network, torch.from_numpy(example.inputs).to(device), self.window)
 
     def _augmented(self, values: npt.NDArray[np.float32], random: np.random.Generator) -> npt.NDArray[np.float32]:
-        """Curves changed, masks as they are."""
-        changed = values.copy()
-        changed[: self.curves] = augmented(values[: self.curves], self.augment, random)
+        """Curves changed; masks only where a curve counts as missing."""
+        changed, own = values.copy(), len(self.curves.curves)
+        changed[:own] = augmented(values[:own], self.augment, random)
+        if self.augment.missing:
+            for number, name in enumerate(self.curves.masked):
+                if random.random() < self.augment.missing:
+                    curve = self.curves.curves.index(name)
+                    changed[curve], changed[own + number] = self.curves.stand_ins[curve], 0
         return changed
 
 
@@ -129,7 +134,7 @@ class WellsTask:
         training = [log for log in training if (log.labels != INVALID_CLASS).any()]
         if not training:
             raise UsageError("no well of training has a label", where=self.data.survey, measured=self.data.labels)
-        return WellsSource(training, held_out, self.job, len(curves.curves))
+        return WellsSource(training, held_out, self.job, curves)
 
     def logs(self, wells: xr.Dataset, curves: Curves) -> list[WellLog]:
         """Every well, prepared."""
