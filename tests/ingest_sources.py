@@ -26,12 +26,14 @@ class Source:
         url: Where it lies.
         pieces: How many pieces its ingest has.
         options: Of the format.
+        together: Pieces that one task writes, at most.
     """
 
     format: str
     url: str
     pieces: int
     options: Mapping[str, Any] = field(default_factory=dict)
+    together: int = 1
 
     def job(self, output: str, **more: Any) -> IngestJob:
         """The ingest of it."""
