@@ -183,7 +183,7 @@ def race(storages: list[Storage], key: str) -> tuple[list[bytes], bytes]:
 @pytest.mark.parametrize("races", [4, pytest.param(200, marks=[pytest.mark.chaos, pytest.mark.timeout(900)])])
 def test_each_race_has_one_winner_and_it_is_stored(proxy: ChaosProxy, races: int) -> None:
     storages = [open_storage(f"s3://{BUCKET}/races-{races}") for _ in range(THREADS)]
-    proxy.set(rate=0.2, seed=2, stall_s=3)
+    proxy.set(rate=0.5, seed=2, stall_s=3, kinds=["lost_acknowledgement", "reset", "stall"])
     for number in range(races):
         winners, stored = race(storages, f"lease-{number}")
         assert winners == [stored]
