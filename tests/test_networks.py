@@ -14,7 +14,7 @@ from geobatch.errors import UsageError
 from geobatch.models import build_model
 from geobatch.models.attention import positions
 from geobatch.models.reach import verified_reach
-from geobatch.models.sequences import sequence_probabilities
+from geobatch.models.sequences import sequence_answer
 
 DENSE: dict[str, dict[str, Any]] = {
     "cnn": {"name": "cnn", "dims": 1, "output": "dense", "channels": 6, "stages": 3},
@@ -120,7 +120,7 @@ def test_windows_of_a_network_that_sees_one_sample_blend_to_the_whole(window: in
     x_CS = torch.randn(3, 50)
     with torch.no_grad():
         whole = network(x_CS[None])[0].softmax(dim=0)
-    torch.testing.assert_close(sequence_probabilities(network, x_CS, window), whole)
+    torch.testing.assert_close(sequence_answer(network, x_CS, window), whole)
 
 
 def test_wrong_sizes_are_refused_with_the_parameter() -> None:

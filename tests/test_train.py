@@ -22,7 +22,8 @@ from geobatch.storage import open_storage
 from geobatch.survey import open_survey, valid_volume
 from geobatch.train.checkpoint import Progress
 from geobatch.train.data import PatchReader, Region, class_counts, draw_patch, open_labelled
-from geobatch.train.loop import class_weights, label_weight, learning_rate, segmentation_loss
+from geobatch.train.losses import class_weights, label_weight, segmentation_loss
+from geobatch.train.schedule import learning_rate
 from geobatch.train.spec import TrainJob
 from geobatch.train.train import train
 

@@ -30,7 +30,8 @@ from geobatch.train.data import (
     spread_tiles,
     validation_patches,
 )
-from geobatch.train.loop import class_weights, dice_loss, learning_rate, segmentation_loss
+from geobatch.train.losses import class_weights, dice_loss, segmentation_loss
+from geobatch.train.schedule import learning_rate
 from geobatch.train.spec import Augmentation, Training, TrainJob, Validation, VolumeData
 from geobatch.train.state import TrainingState
 

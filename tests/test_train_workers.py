@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from wells import write_wells
 
-from geobatch.train.loop import AlonePlace, fit_network
+from geobatch.train.loop import fit_network
+from geobatch.train.places import AlonePlace
 
 GLOBAL_BATCH = 8
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::UserWarning:ray")

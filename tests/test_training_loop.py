@@ -16,10 +16,12 @@ from geobatch.errors import IntegrityError, MismatchError, UsageError
 from geobatch.models import build_model
 from geobatch.models.bundle import save_bundle
 from geobatch.train.checkpoint import Progress, load_checkpoint, save_checkpoint
-from geobatch.train.loop import AlonePlace, WorkerPlan, begin_from, fit_network, learning_rate
+from geobatch.train.loop import begin_from, fit_network
+from geobatch.train.places import AlonePlace, WorkerPlan
+from geobatch.train.schedule import epochs_since_best, learning_rate, monitored, plateau_factor
 from geobatch.train.source import Batch
 from geobatch.train.spec import Training, TrainJob
-from geobatch.train.state import TrainingState, epochs_since_best, monitored, plateau_factor
+from geobatch.train.state import TrainingState
 from geobatch.train.train import make_plan, trained_bundle
 from geobatch.train.wells import WellsSource, WellsTask
 

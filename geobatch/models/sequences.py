@@ -5,15 +5,21 @@ Tensor axes: C channel, K class, S sample.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
+SOFTMAX = partial(torch.softmax, dim=1)
 OVERLAP = 2
 """Windows that see each sample, but for those at the ends."""
 
 
 @torch.inference_mode()
-def sequence_probabilities(network: nn.Module, x_CS: Tensor, window: int) -> Tensor:
+def sequence_answer(
+    network: nn.Module, x_CS: Tensor, window: int, activation: Callable[[Tensor], Tensor] = SOFTMAX
+) -> Tensor:
     """Probabilities `(class, sample)` float32 of a sequence, the mean over the windows that see each sample.
 
     A window counts the less towards its ends, where it sees least around. A sequence no longer than one is seen whole.
@@ -22,6 +28,7 @@ def sequence_probabilities(network: nn.Module, x_CS: Tensor, window: int) -> Ten
         network: Gives logits `(batch, class, sample)` of `(batch, channel, sample)`.
         x_CS: The sequence.
         window: Samples of a window.
+        activation: What makes probabilities of logits.
     """
     samples = x_CS.shape[-1]
     window = min(window, samples)
@@ -32,7 +39,7 @@ def sequence_probabilities(network: nn.Module, x_CS: Tensor, window: int) -> Ten
     weights_S = torch.zeros(samples, device=x_CS.device)
     for start in starts:
         own = slice(start, start + window)
-        made_KS = network(x_CS[None, :, own])[0].softmax(dim=0) * weight_S
+        made_KS = activation(network(x_CS[None, :, own]))[0] * weight_S
         if total_KS is None:
             total_KS = torch.zeros(made_KS.shape[0], samples, device=x_CS.device)
         total_KS[:, own] += made_KS

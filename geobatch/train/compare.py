@@ -18,13 +18,14 @@ import torch
 from geobatch import cluster
 from geobatch.errors import DataError, NotFoundError, UsageError
 from geobatch.fanout import in_order, open_fanout
-from geobatch.storage import absolute_url, open_storage, split_url
+from geobatch.storage import absolute_url, open_storage
 from geobatch.survey import INVALID_CLASS
 from geobatch.train.boosting import boosted_probabilities
 from geobatch.train.compare_spec import CompareJob
-from geobatch.train.loop import AlonePlace, fit_network
-from geobatch.train.metrics import confusion_matrix, scores
+from geobatch.train.loop import fit_network
+from geobatch.train.metrics import confusion_matrix, load_penalty, scores
 from geobatch.train.networks import BoostingSpec
+from geobatch.train.places import AlonePlace
 from geobatch.train.train import make_plan, run_hash
 from geobatch.train.wells import WellsTask, open_wells
 
@@ -83,7 +84,7 @@ def compare(job: CompareJob, on_progress: OnFold = lambda done, total: None) -> 
         }
     )
     wells = _wells(job)
-    penalty = None if job.penalty is None else _penalty(job.penalty)
+    penalty = None if job.penalty is None else load_penalty(job.penalty)
     folds = [
         Fold(name, well, seed)
         for name, candidate in job.candidates.items()
@@ -133,7 +134,7 @@ def run_fold(job: CompareJob, fold: Fold) -> bytes:
             raise network
         network.eval()
         (part,) = source.held_out()
-        probabilities = source.probabilities(network, part.read(), torch.device("cpu")).numpy()
+        probabilities = source.answer(network, part.read(), torch.device("cpu"), plan.objective.answer).numpy()
     body = io.BytesIO()
     np.savez(body, probabilities=probabilities.astype(np.float32), labels=well.labels, depth=well.depth)
     storage.put(key, body.getvalue())
@@ -237,17 +238,6 @@ def _wells(job: CompareJob) -> list[str]:
     if len(free) < 2:
         raise UsageError("leaving one well out needs two with labels", where=job.data.survey, measured=len(free))
     return free
-
-
-def _penalty(url: str) -> npt.NDArray[np.float64]:
-    root, name = split_url(url)
-    try:
-        matrix: npt.NDArray[np.float64] = np.load(io.BytesIO(open_storage(root).get(name)), allow_pickle=False)
-    except ValueError as error:
-        raise DataError("the penalty is no matrix", where=url, measured=error) from error
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not np.isfinite(matrix).all():
-        raise DataError("the penalty is no square matrix of numbers", where=url, measured=matrix.shape)
-    return matrix.astype(np.float64)
 
 
 def _fold_hash(job: CompareJob, fold: Fold, run: str) -> str:

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from geobatch.train.networks import AttentionSpec, BoostingSpec, CNNSpec, RNNSpec, UNetSpec, _named
+from geobatch.preprocess.base import Frozen
+from geobatch.train.networks import AnyModel, BoostingSpec, CNNSpec
 from geobatch.train.spec import Training, TrainJob, TrainResources, Validation, WellsData
 
-AnyModel = Annotated[
-    UNetSpec | CNNSpec | RNNSpec | AttentionSpec | BoostingSpec, Field(discriminator="name"), BeforeValidator(_named)
-]
 
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Candidate(_Frozen):
+class Candidate(Frozen):
     """One way to classify: a model, or the mean of other candidates.
 
     Attributes:
@@ -42,7 +35,7 @@ class Candidate(_Frozen):
         return self
 
 
-class CompareJob(_Frozen):
+class CompareJob(Frozen):
     """`job: compare`: which of several models suits the data, each trained without the well it is judged by.
 
     Attributes:

@@ -8,183 +8,31 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import ray.train
-import ray.train.torch
 import torch
 import torch.distributed
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from geobatch.errors import MismatchError, UsageError
 from geobatch.models import build_model
 from geobatch.models.bundle import load_bundle
-from geobatch.survey import INVALID_CLASS
-from geobatch.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from geobatch.train.checkpoint import Progress
 from geobatch.train.data import prefetch
 from geobatch.train.kinds import open_task
-from geobatch.train.metrics import Counts, confusion_matrix, scores
+from geobatch.train.places import Place, RayPlace, WorkerPlan
+from geobatch.train.schedule import epochs_since_best, learning_rate
 from geobatch.train.source import Batch, Source
-from geobatch.train.spec import Training, TrainJob
-from geobatch.train.state import TrainingState, epochs_since_best, plateau_factor
-from geobatch.train.telling import Teller
-from geobatch.train.watchdog import Watchdog
+from geobatch.train.spec import Training
+from geobatch.train.state import TrainingState
 
-_WARM_UP = 0.1
 _LEAST_FIT = 0.5
-
-
-class WorkerPlan(BaseModel):
-    """What is decided before workers start and is the same for all of them.
-
-    Attributes:
-        job: the training job.
-        fitted: what the data's `Task` fitted.
-        network: what `build_model` builds.
-        class_names: in the order of the network's outputs.
-        class_weights: of the loss.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    job: TrainJob
-    run: str
-    place: str
-    fitted: dict[str, Any]
-    network: dict[str, Any]
-    class_names: tuple[str, ...]
-    class_weights: tuple[float, ...]
-
-
-class Place(Protocol):
-    """Where a worker runs: its device, the others beside it, and who hears of its epochs.
-
-    Attributes:
-        device: Of its network.
-        rank: Its number among the workers.
-        workers: How many there are.
-        validates: Whether each epoch ends with a look at what is held out.
-    """
-
-    device: torch.device
-    rank: int
-    workers: int
-    validates: bool
-
-    def prepared(self, network: nn.Module) -> nn.Module:
-        """The network that shares its gradients with those of the other workers."""
-        ...
-
-    def restored(self, state: TrainingState) -> Progress:
-        """How far an earlier run came, what it was put into `state`."""
-        ...
-
-    def step_done(self, step: int) -> None:
-        """Hear that so many steps are done."""
-        ...
-
-    def part_done(self) -> None:
-        """Hear that a held-out part is judged."""
-        ...
-
-    def epoch_done(self, state: TrainingState, progress: Progress) -> None:
-        """Keep what an epoch made."""
-        ...
-
-
-class RayPlace:
-    """A worker of Ray Train; see `Place`."""
-
-    def __init__(self, plan: WorkerPlan) -> None:
-        context = ray.train.get_context()
-        self.validates = True
-        training = plan.job.training
-        self.device = ray.train.torch.get_device()
-        self.rank, self.workers = context.get_world_rank(), context.get_world_size()
-        self._epochs, self._steps = training.epochs, training.steps_per_epoch
-        self._teller = Teller(plan.place, plan.run, self._epochs * self._steps)
-        self._watchdog = Watchdog(plan.job.resources.hang_s)
-
-    def prepared(self, network: nn.Module) -> nn.Module:
-        """See `Place`."""
-        # Running statistics stay each worker's own until `_average_buffers`; by default the first worker's win.
-        parallel: nn.Module = ray.train.torch.prepare_model(
-            network, parallel_strategy_kwargs={"broadcast_buffers": False}
-        )
-        return parallel
-
-    def restored(self, state: TrainingState) -> Progress:
-        """See `Place`."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return Progress()
-        with checkpoint.as_directory() as folder:
-            return load_checkpoint(Path(folder), state)
-
-    def step_done(self, step: int) -> None:
-        """See `Place`."""
-        self._watchdog.hear()
-        if self.rank == 0:
-            self._teller.tell(step)
-
-    def epoch_done(self, state: TrainingState, progress: Progress) -> None:
-        """See `Place`."""
-        with self._watchdog.paused():
-            self._report(state, progress)
-
-    def part_done(self) -> None:
-        """See `Place`."""
-        self._watchdog.hear()
-
-    def ended(self) -> None:
-        """The run is over, however it ended."""
-        self._watchdog.end()
-
-    def _report(self, state: TrainingState, progress: Progress) -> None:
-        figures = progress.history[-1]
-        if self.rank != 0:
-            ray.train.report(figures)
-            return
-        self._teller.tell(figures["epoch"] * self._steps, epoch_line(figures, self._epochs))
-        with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(Path(folder), state, progress)
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report(figures, checkpoint=checkpoint, checkpoint_dir_name=f"epoch-{progress.epochs:05d}")
-
-
-class AlonePlace:
-    """A process of its own, from the beginning to the end; see `Place`."""
-
-    def __init__(self, device: str = "cpu", *, validates: bool = True) -> None:
-        self.device, self.rank, self.workers, self.validates = torch.device(device), 0, 1, validates
-        self.history: list[dict[str, Any]] = []
-
-    def prepared(self, network: nn.Module) -> nn.Module:
-        """See `Place`."""
-        return network
-
-    def restored(self, state: TrainingState) -> Progress:
-        """See `Place`."""
-        return Progress()
-
-    def step_done(self, step: int) -> None:
-        """See `Place`."""
-
-    def part_done(self) -> None:
-        """See `Place`."""
-
-    def epoch_done(self, state: TrainingState, progress: Progress) -> None:
-        """See `Place`."""
-        self.history = progress.history
 
 
 @dataclass
@@ -269,57 +117,6 @@ def begin_from(url: str, network: nn.Module) -> None:
     network.load_state_dict(alike, strict=False)
 
 
-def learning_rate(training: Training, step: int, history: Sequence[dict[str, Any]] = ()) -> float:
-    """Return the rate of a step: linear warm-up, then a cosine (Loshchilov & Hutter 2017, arXiv 1608.03983).
-
-    Args:
-        training: With the schedule; `constant` and `plateau` stay at the highest rate after the warm-up.
-        step: From 0.
-        history: Figures of the epochs before, by which `plateau` halves it.
-    """
-    total = training.steps_per_epoch * training.epochs
-    warm_up = max(1, round(_WARM_UP * total))
-    if step < warm_up:
-        return training.learning_rate * (step + 1) / warm_up
-    if training.schedule != "cosine":
-        factor = plateau_factor(history, training.plateau_epochs) if training.schedule == "plateau" else 1.0
-        return training.learning_rate * factor
-    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, total - warm_up)))
-
-
-def segmentation_loss(logits_BK: Tensor, labels_B: Tensor, weights_K: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Return the cross-entropy of the labelled cells, weighted by class; 255 is unlabelled, and without labels it is 0.
-
-    Args:
-        logits_BK: `(batch, class, *axes)`.
-        labels_B: `(batch, *axes)`.
-        weights_K: Of the classes.
-        weight: What the sum is divided by, by default what the labels weigh.
-    """
-    total = nn.functional.cross_entropy(
-        logits_BK, labels_B, weight=weights_K, ignore_index=INVALID_CLASS, reduction="sum"
-    )
-    weight = label_weight(labels_B, weights_K) if weight is None else weight
-    return total / weight.clamp(min=1e-6)
-
-
-def label_weight(labels_B: Tensor, weights_K: Tensor) -> Tensor:
-    """Return the sum over labelled cells of the weight of their class."""
-    return weights_K[labels_B[labels_B != INVALID_CLASS]].sum()
-
-
-def dice_loss(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-    """Return the soft Dice loss of the labelled cells (Milletari et al. 2016, doi:10.1109/3DV.2016.79)."""
-    valid = labels_B != INVALID_CLASS
-    probability_BK = logits_BK.softmax(dim=1) * valid.unsqueeze(1)
-    truth_BK = nn.functional.one_hot(labels_B.where(valid, 0), logits_BK.shape[1]).movedim(-1, 1)
-    truth_BK = truth_BK * valid.unsqueeze(1)
-    axes = (0, *range(2, logits_BK.ndim))
-    shared_K = (probability_BK * truth_BK).sum(axes)
-    either_K = probability_BK.sum(axes) + truth_BK.sum(axes)
-    return 1 - ((2 * shared_K + 1) / (either_K + 1)).mean()
-
-
 def _batches(worker: _Worker, first: int) -> Iterator[Batch]:
     """Yield batches from step `first` to the last."""
     training = worker.plan.job.training
@@ -343,7 +140,7 @@ def _train_epoch(
 ) -> npt.NDArray[np.float64]:
     """Return the loss of each step, the mean over the workers, so that all of them find the same."""
     training, place = worker.plan.job.training, worker.place
-    weights_K = torch.tensor(worker.plan.class_weights, device=place.device)
+    objective = worker.plan.objective
     parallel.train()
     takes_lengths = _takes_lengths(getattr(parallel, "module", parallel))
     losses = torch.zeros(training.steps_per_epoch, dtype=torch.float64, device=place.device)
@@ -354,16 +151,15 @@ def _train_epoch(
         state.optimizer.zero_grad(set_to_none=True)
         parts = [next(batches).on(place.device) for _ in range(training.accumulate)]
         # Gradients are averaged over workers, so that each divides by the mean of what their labels weigh.
-        weight = _summed(sum((label_weight(part.labels, weights_K) for part in parts), weights_K.new_zeros(())))
+        weight = _summed(sum((objective.weight(part.labels) for part in parts), torch.zeros((), device=place.device)))
         for number, part in enumerate(parts):
             given = (part.inputs, part.lengths) if takes_lengths else (part.inputs,)
             last = number + 1 == training.accumulate
             with _unsynchronised(parallel) if not last else contextlib.nullcontext():
                 with torch.autocast(place.device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
-                    logits_BK = parallel(*given)
-                loss = segmentation_loss(logits_BK.float(), part.labels, weights_K, weight / place.workers)
-                if training.dice:
-                    loss = loss + training.dice / training.accumulate * dice_loss(logits_BK.float(), part.labels)
+                    outputs_BK = parallel(*given)
+                share = 1 / training.accumulate
+                loss = objective.value(outputs_BK.float(), part.labels, weight / place.workers, share)
                 loss.backward()  # type: ignore[no-untyped-call]
             losses[index] += loss.detach()
         length = torch.nn.utils.clip_grad_norm_(parallel.parameters(), training.clip_norm)
@@ -423,18 +219,18 @@ def _loudest(worker: _Worker, step: int) -> str:
 
 def _validate(worker: _Worker, network: nn.Module) -> dict[str, Any]:
     """Return the metrics of what is held out; each worker scores its share."""
-    names, place = worker.plan.class_names, worker.place
+    objective, place = worker.plan.objective, worker.place
     parts = worker.source.held_out() if place.validates else ()
-    counts: Counts = np.zeros((len(names), len(names)), np.int64)
+    tally = objective.tally()
     network.eval()
     with torch.inference_mode():
         for part in parts[place.rank :: place.workers]:
             example = part.read()
-            predicted = worker.source.probabilities(network, example, place.device).argmax(dim=0).cpu().numpy()
-            counts += confusion_matrix(example.labels, predicted, len(names))
+            answer_K = worker.source.answer(network, example, place.device, objective.answer)
+            tally += objective.count(answer_K.cpu().numpy(), example.labels)
             place.part_done()
-    total = _summed(torch.from_numpy(counts).to(place.device)).cpu().numpy()
-    return scores(total, names) if parts else {}
+    total = _summed(torch.from_numpy(tally).to(place.device)).cpu().numpy()
+    return objective.figures(total) if parts else {}
 
 
 def _average_buffers(network: nn.Module) -> None:
@@ -451,32 +247,3 @@ def _summed(values: Tensor) -> Tensor:
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(values)
     return values
-
-
-def epoch_line(figures: dict[str, Any], epochs: int) -> str:
-    """Return an epoch's figures as one line for a log."""
-    line = f"epoch {figures['epoch']} of {epochs}: loss {figures['loss']:.4f}"
-    validation = figures["validation"]
-    if validation:
-        line += f", pixel accuracy {_text(validation['pixel_accuracy'])}"
-        line += f", mean class accuracy {_text(validation['mean_class_accuracy'])}"
-        line += "".join(f", {name} F1 {_text(c['f1'])}" for name, c in validation["classes"].items())
-    return line
-
-
-def _text(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"
-
-
-def class_weights(counts: Sequence[int], kind: str) -> tuple[float, ...]:
-    """Return loss weights per class with a mean of 1 over the labelled voxels.
-
-    Args:
-        counts: labelled voxels per class.
-        kind: `none`, `sqrt` or `inverse`; a class without voxels weighs 1.
-    """
-    share = np.asarray(counts, float) / max(1, sum(counts))
-    exponent = {"none": 0.0, "sqrt": 0.5, "inverse": 1.0}[kind]
-    raw = np.where(share > 0, np.maximum(share, 1e-12) ** -exponent, 0.0)
-    weights = np.where(share > 0, raw / max(float((raw * share).sum()), 1e-12), 1.0)
-    return tuple(weights.tolist())

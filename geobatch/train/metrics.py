@@ -1,4 +1,4 @@
-"""Segmentation metrics from one confusion matrix, accumulated block by block.
+"""Metrics from what adds up block by block: of classes one confusion matrix, of numbers a few sums.
 
 With n_ij voxels of true class i given class j and t_i = sum_j n_ij (Long et al. 2015, doi:10.1109/CVPR.2015.7298965):
 
@@ -10,11 +10,16 @@ With n_ij voxels of true class i given class j and t_i = sum_j n_ij (Long et al.
 and F1 = 2 n_ii / (t_i + sum_j n_ji) (van Rijsbergen 1979), also called the Dice coefficient.
 """
 
+import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from geobatch.errors import DataError
+from geobatch.storage import open_storage, split_url
 
 Counts = npt.NDArray[np.int64]
 
@@ -66,6 +71,46 @@ def scores(counts: Counts, names: Sequence[str]) -> dict[str, Any]:
             for k, name in enumerate(names)
         },
     }
+
+
+def number_scores(tally: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """Return how far numbers are from the truth, as plain numbers for JSON.
+
+    Args:
+        tally: count, and sums of error, its size and square, and of the truth and its square.
+
+    Returns:
+        `count`, `bias` (mean error), `mae`, `rmse`, and `r2`, the share of the variance of the truth that is
+        explained; None where undefined.
+    """
+    count, error, size, square, truth, truth_square = (float(value) for value in tally)
+    if not count:
+        return {"count": 0, "bias": None, "mae": None, "rmse": None, "r2": None}
+    spread = truth_square - truth**2 / count
+    return {
+        "count": int(count),
+        "bias": _number(error / count),
+        "mae": _number(size / count),
+        "rmse": _number(math.sqrt(square / count)),
+        "r2": _number(1 - square / spread) if spread > 0 else None,
+    }
+
+
+def load_penalty(url: str) -> npt.NDArray[np.float64]:
+    """Return the costs `(true class, given class)` of a `.npy` file.
+
+    Raises:
+        NotFoundError: it is not there.
+        DataError: it is no square matrix of numbers.
+    """
+    root, name = split_url(url)
+    try:
+        matrix: npt.NDArray[np.float64] = np.load(io.BytesIO(open_storage(root).get(name)), allow_pickle=False)
+    except ValueError as error:
+        raise DataError("the penalty is no matrix", where=url, measured=error) from error
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not np.isfinite(matrix).all():
+        raise DataError("the penalty is no square matrix of numbers", where=url, measured=matrix.shape)
+    return matrix.astype(np.float64)
 
 
 def _ratio(part: Counts, whole: Counts) -> npt.NDArray[np.float64]:

@@ -2,32 +2,54 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
+
+from geobatch.errors import UsageError
+from geobatch.preprocess.base import Frozen
 
 DEFAULT = "unet"
+Answers = Literal["dense", "one"]
+"""Per cell, or once per window."""
 Size = Annotated[int, Field(ge=1, le=4096)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-class _Network(BaseModel):
+class _Network(Frozen):
     """What all networks share: how many inputs, outputs and axes there are comes from the data."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    any_axes: ClassVar[bool] = False
+    """Whether it is told how many axes there are; otherwise it is of one."""
+    answers_once: ClassVar[bool] = True
+    """Whether it can answer once per window too."""
 
     @property
     def stride(self) -> int:
         """Cells along each axis after which the network repeats itself."""
         return 1
 
-    def build(self, in_channels: int, classes: int, dims: int) -> dict[str, Any]:
-        """What `models.build_model` builds for data of so many channels, classes and axes."""
-        return {**self.model_dump(), "in_channels": in_channels, "classes": classes}
+    def build(self, in_channels: int, outputs: int, dims: int, *, answers: Answers = "dense") -> dict[str, Any]:
+        """What `models.build_model` builds for data of so many channels, outputs and axes, answering per cell or once.
+
+        Raises:
+            UsageError: the network cannot answer so.
+        """
+        built = {**self.model_dump(), "in_channels": in_channels, "classes": outputs}
+        if self.any_axes:
+            built["dims"] = dims
+        if self.answers_once:
+            built["output"] = answers
+        elif answers == "one":
+            raise UsageError("the network answers per cell, and the data ask once per window", where="model")
+        return built
 
 
 class UNetSpec(_Network):
     """`models.unet.UNet`; `channels: 16, levels: 4` is the size of FaultSeg3D."""
+
+    any_axes: ClassVar[bool] = True
+    answers_once: ClassVar[bool] = False
 
     name: Literal["unet"] = "unet"
     channels: int = Field(default=8, ge=1, le=256)
@@ -38,13 +60,11 @@ class UNetSpec(_Network):
         """Its poolings halve so many times."""
         return int(2 ** (self.levels - 1))
 
-    def build(self, in_channels: int, classes: int, dims: int) -> dict[str, Any]:
-        """As above, for any number of axes."""
-        return {**super().build(in_channels, classes, dims), "dims": dims}
-
 
 class CNNSpec(_Network):
     """`models.cnn.CNN`."""
+
+    any_axes: ClassVar[bool] = True
 
     name: Literal["cnn"]
     channels: Size = 32
@@ -53,10 +73,6 @@ class CNNSpec(_Network):
     kernel: int = Field(default=3, ge=1, le=31)
     hidden: int = Field(default=0, ge=0, le=4096)
     dropout: Share = 0.0
-
-    def build(self, in_channels: int, classes: int, dims: int) -> dict[str, Any]:
-        """As above, for any number of axes, one answer per cell."""
-        return {**super().build(in_channels, classes, dims), "dims": dims, "output": "dense"}
 
 
 class RNNSpec(_Network):
@@ -110,6 +126,9 @@ def _named(given: Any) -> Any:
     return {"name": DEFAULT, **given} if isinstance(given, dict) else given
 
 
+AnyModel = Annotated[
+    UNetSpec | CNNSpec | RNNSpec | AttentionSpec | BoostingSpec, Field(discriminator="name"), BeforeValidator(_named)
+]
 NetworkSpec = Annotated[
     UNetSpec | CNNSpec | RNNSpec | AttentionSpec, Field(discriminator="name"), BeforeValidator(_named)
 ]

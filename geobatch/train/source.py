@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from geobatch.models.bundle import ClassInfo, DataDescription
+from geobatch.train.objectives import Objective
+
+Activation = Callable[[Tensor], Tensor]
+"""Of outputs `(batch, class, *axes)`: what they say, such as probabilities."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,12 @@ class Example:
 
     Attributes:
         inputs: `(channel, *axes)` float32 without NaN.
-        labels: `(*axes)` uint8; 255 is unlabelled.
+        labels: `(*axes)` uint8, 255 unlabelled; of a whole window `()` uint8, or a number float32, NaN unknown.
         length: Samples of the last axis before its padding.
     """
 
     inputs: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.uint8] | npt.NDArray[np.float32]
     length: int
 
 
@@ -48,7 +52,7 @@ class Batch:
 
     Attributes:
         inputs: `(batch, channel, *axes)` float32.
-        labels: `(batch, *axes)` int64; 255 is unlabelled.
+        labels: `(batch, *axes)` int64, 255 unlabelled; or numbers `(batch,)` float32, NaN unknown.
         lengths: `(batch,)` int64, None where nothing is padded.
     """
 
@@ -61,9 +65,10 @@ class Batch:
         """The examples as one batch; all have the same shape."""
         samples = examples[0].inputs.shape[-1]
         lengths = [example.length for example in examples]
+        labels = torch.from_numpy(np.stack([example.labels for example in examples]))
         return cls(
             torch.from_numpy(np.stack([example.inputs for example in examples])),
-            torch.from_numpy(np.stack([example.labels for example in examples])).long(),
+            labels.long() if labels.dtype == torch.uint8 else labels,
             None if min(lengths) == samples else torch.tensor(lengths),
         )
 
@@ -91,8 +96,8 @@ class Source(Protocol):
         """The examples of validation, the same in every worker."""
         ...
 
-    def probabilities(self, network: nn.Module, example: Example, device: torch.device) -> Tensor:
-        """`(class, *axes)` float32 of one held-out example."""
+    def answer(self, network: nn.Module, example: Example, device: torch.device, activation: Activation) -> Tensor:
+        """`(class, *axes)` float32 of one held-out example, or what an objective answers for a whole window."""
         ...
 
 
@@ -101,7 +106,12 @@ class Task(Protocol):
 
     @property
     def classes(self) -> tuple[ClassInfo, ...]:
-        """In the order of the network's outputs."""
+        """In the order of the network's outputs; none where it answers with a number."""
+        ...
+
+    @property
+    def answers(self) -> Literal["dense", "one"]:
+        """Whether the network answers per cell or once per window."""
         ...
 
     @property
@@ -121,8 +131,8 @@ class Task(Protocol):
         """The source of a worker."""
         ...
 
-    def class_counts(self, fitted: dict[str, Any]) -> npt.NDArray[np.int64]:
-        """Labelled cells per class, of training."""
+    def objective(self, fitted: dict[str, Any]) -> Objective:
+        """What the network is asked."""
         ...
 
     def in_channels(self, fitted: dict[str, Any]) -> int:

@@ -2,18 +2,15 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from geobatch.preprocess import Chain
+from geobatch.preprocess.base import Frozen
 from geobatch.preprocess.curves import Curves
 from geobatch.train.networks import SEQUENCE_NETWORKS, NetworkSpec, UNetSpec
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class VolumeData(_Frozen):
+class VolumeData(Frozen):
     """A survey and the labels of the same grid.
 
     Attributes:
@@ -29,7 +26,7 @@ class VolumeData(_Frozen):
     variable: str = "class_map"
 
 
-class WellsData(_Frozen):
+class WellsData(Frozen):
     """A survey of wells whose logs are the input and one of whose variables holds the classes.
 
     Attributes:
@@ -61,7 +58,7 @@ def _volume_unless_told(given: Any) -> Any:
 TrainingData = Annotated[VolumeData | WellsData, Field(discriminator="kind"), BeforeValidator(_volume_unless_told)]
 
 
-class Validation(_Frozen):
+class Validation(Frozen):
     """Ground whose labels and samples train no weight: of volumes a band of the last inlines, of logs whole wells.
 
     Statistics of a volume's preprocessing come from the whole survey, the band included, as they do in scoring, where
@@ -81,7 +78,7 @@ class Validation(_Frozen):
     wells: tuple[str, ...] | None = None
 
 
-class Augmentation(_Frozen):
+class Augmentation(Frozen):
     """Changes under which geology stays geology. Polarity is never changed: it carries meaning.
 
     Attributes:
@@ -102,7 +99,7 @@ class Augmentation(_Frozen):
     missing: float = Field(default=0.0, ge=0, lt=1)
 
 
-class Training(_Frozen):
+class Training(Frozen):
     """How the network is trained.
 
     Attributes:
@@ -120,6 +117,10 @@ class Training(_Frozen):
         ema: decay per step of a moving average of the weights, which is validated and kept; 0 for none.
         precision: `bfloat16` computes the network in mixed precision.
         weight_decay: of AdamW.
+        loss: `cross_entropy`; `focal`, which counts what is already right the less; `bce`, one sigmoid output for the
+            second of two classes, of whole windows alone; or `penalty`, cross-entropy and the cost to be expected.
+        focal_gamma: of `focal`.
+        penalty: of `penalty`: URL of a `.npy` matrix of costs `(true class, given class)`.
         class_weights: `sqrt` weighs the loss by the inverse root of each class's share, `inverse` by the inverse.
         dice: weight of the soft Dice loss beside cross-entropy.
         balance: draw patches so that every class is met equally often.
@@ -140,12 +141,23 @@ class Training(_Frozen):
     ema: float = Field(default=0.0, ge=0, lt=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     weight_decay: float = Field(default=1e-3, ge=0, le=1)
+    loss: Literal["cross_entropy", "focal", "bce", "penalty"] = "cross_entropy"
+    focal_gamma: float = Field(default=2.0, ge=0, le=10)
+    penalty: str | None = None
     class_weights: Literal["none", "sqrt", "inverse"] = "sqrt"
     dice: float = Field(default=0.0, ge=0, le=10)
     balance: bool = False
     augment: Augmentation = Augmentation()
     seed: int = Field(default=0, ge=0, lt=2**32)
     max_failures: int = Field(default=3, ge=0)
+
+    @model_validator(mode="after")
+    def _loss_complete(self) -> Self:
+        if (self.loss == "penalty") != (self.penalty is not None):
+            raise ValueError("penalty: the matrix belongs to loss: penalty, and that needs it")
+        if self.dice and self.loss == "bce":
+            raise ValueError("dice: of several classes of cells, not of bce")
+        return self
 
     @field_validator("patch")
     @classmethod
@@ -155,7 +167,7 @@ class Training(_Frozen):
         return patch
 
 
-class TrainResources(_Frozen):
+class TrainResources(Frozen):
     """What each training worker gets. None of it decides a weight, except the number of workers.
 
     Attributes:
@@ -174,7 +186,7 @@ class TrainResources(_Frozen):
     cache_mib: int = Field(default=1024, ge=0)
 
 
-class TrainJob(_Frozen):
+class TrainJob(Frozen):
     """`job: train`: surveys and labels in, a model bundle out.
 
     Attributes:
@@ -211,6 +223,8 @@ class TrainJob(_Frozen):
             raise ValueError("preprocess: logs are prepared by data.curves")
         if axes > 1 and self.model.name in SEQUENCE_NETWORKS:
             raise ValueError(f"model: {self.model.name} takes data of one axis, such as wells")
+        if self.training.loss == "bce" and kinds != {"windows"}:
+            raise ValueError("training.loss: bce is of whole windows of two classes")
         if any(getattr(step, "statistics", None) is not None for step in self.preprocess.steps):
             raise ValueError("preprocess: statistics are fitted by the run and cannot be given")
         return self

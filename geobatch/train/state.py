@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from geobatch.train.spec import Training
-
-_PLATEAU_FACTOR = 0.5
 
 
 @dataclass
@@ -64,31 +60,3 @@ class TrainingState:
         if self.best is not None:
             network.load_state_dict(self.best)
         return network
-
-
-def monitored(figures: dict[str, Any]) -> float:
-    """What tells whether an epoch is better: the mean class accuracy of what is held out, else minus the loss."""
-    value = (figures.get("validation") or {}).get("mean_class_accuracy")
-    return float(value) if value is not None else -float(figures["loss"])
-
-
-def epochs_since_best(history: Sequence[dict[str, Any]]) -> int:
-    """Epochs after the best one; 0 when the last is the best, or none was."""
-    if not history:
-        return 0
-    values = [monitored(figures) for figures in history]
-    return len(values) - 1 - values.index(max(values))
-
-
-def plateau_factor(history: Sequence[dict[str, Any]], patience: int) -> float:
-    """Factor of the learning rate: halved whenever `patience` epochs in turn were no better than the best before."""
-    factor, best, waited = 1.0, float("-inf"), 0
-    for figures in history:
-        value = monitored(figures)
-        if value > best:
-            best, waited = value, 0
-            continue
-        waited += 1
-        if waited >= patience:
-            factor, waited = factor * _PLATEAU_FACTOR, 0
-    return factor

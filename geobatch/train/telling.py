@@ -10,15 +10,31 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from geobatch.errors import GeobatchError
 from geobatch.storage import open_storage
 
 PROGRESS = "progress.json"
 INTERVAL_S = 3.0
+_TOLD = ("pixel_accuracy", "mean_class_accuracy", "rmse", "mae", "r2")
 
 OnProgress = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and the last epoch's figures as one line or an empty string."""
+
+
+def epoch_line(figures: dict[str, Any], epochs: int) -> str:
+    """Return an epoch's figures as one line for a log."""
+    line = f"epoch {figures['epoch']} of {epochs}: loss {figures['loss']:.4f}"
+    validation = figures["validation"]
+    for key in _TOLD:
+        if key in validation:
+            line += f", {key.replace('_', ' ')} {_text(validation[key])}"
+    return line + "".join(f", {name} F1 {_text(c['f1'])}" for name, c in validation.get("classes", {}).items())
+
+
+def _text(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
 
 
 class Teller:

@@ -21,10 +21,13 @@ from geobatch.storage import absolute_url, arrow_filesystem, join_url
 from geobatch.survey import control_url
 from geobatch.train.checkpoint import Progress, load_checkpoint
 from geobatch.train.kinds import open_task
-from geobatch.train.loop import WorkerPlan, class_weights, train_worker
+from geobatch.train.loop import train_worker
+from geobatch.train.metrics import load_penalty
+from geobatch.train.places import WorkerPlan
+from geobatch.train.schedule import epochs_since_best
 from geobatch.train.source import Task
 from geobatch.train.spec import TrainJob, VolumeData, WellsData
-from geobatch.train.state import TrainingState, epochs_since_best
+from geobatch.train.state import TrainingState
 from geobatch.train.telling import OnProgress, watched
 
 HEALTH_CHECK = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
@@ -94,6 +97,8 @@ def run_hash(job: TrainJob, task: Task) -> str:
     decides["training"].pop("max_failures")
     if job.init_from is not None:
         decides["init_from"] = load_bundle(job.init_from).spec.weights_sha256
+    if job.training.penalty is not None:
+        decides["training"]["penalty"] = load_penalty(job.training.penalty).tolist()
     decides["workers"] = job.resources.workers
     return hashlib.sha256(json.dumps({**decides, **task.decides()}, sort_keys=True).encode()).hexdigest()
 
@@ -123,16 +128,14 @@ def _finished(output: str, run: str) -> bool:
 def make_plan(job: TrainJob, task: Task, run: str) -> WorkerPlan:
     """What workers are told, the preprocessing fitted."""
     fitted = task.fit()
-    names = tuple(entry.name for entry in task.classes)
-    counts = task.class_counts(fitted)
+    objective = task.objective(fitted)
     return WorkerPlan(
         job=job,
         run=run,
         place=join_url(control_url(job.output), "train"),
         fitted=fitted,
-        network=job.model.build(task.in_channels(fitted), len(names), len(task.axes)),
-        class_names=names,
-        class_weights=class_weights(counts.tolist(), job.training.class_weights),
+        network=job.model.build(task.in_channels(fitted), objective.outputs, len(task.axes), answers=task.answers),
+        objective=objective,
     )
 
 

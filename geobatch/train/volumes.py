@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +25,8 @@ from geobatch.train.data import (
     prepared_sample,
     validation_patches,
 )
-from geobatch.train.source import Example, HeldOut
+from geobatch.train.objectives import Classes
+from geobatch.train.source import Activation, Example, HeldOut
 from geobatch.train.spec import TrainJob, VolumeData
 
 DEFAULT_PATCH = (64, 64, 64)
@@ -58,10 +58,10 @@ class VolumeSource:
         tiles = validation_patches(self.readers, self.patch, self.job.validation.patches)
         return [HeldOut(self.job.data[number].survey, _Tile(self.readers[number], tile)) for number, tile in tiles]
 
-    def probabilities(self, network: nn.Module, example: Example, device: torch.device) -> Tensor:
+    def answer(self, network: nn.Module, example: Example, device: torch.device, activation: Activation) -> Tensor:
         """See `Source`."""
-        logits: Tensor = network(torch.from_numpy(np.ascontiguousarray(example.inputs))[None].to(device))
-        return logits[0].softmax(dim=0)
+        outputs = network(torch.from_numpy(np.ascontiguousarray(example.inputs))[None].to(device))
+        return activation(outputs)[0]
 
 
 class _Tile:
@@ -79,6 +79,7 @@ class VolumeTask:
     """See `Task`."""
 
     axes = VOLUME_AXES
+    answers: Literal["dense", "one"] = "dense"
 
     def __init__(self, job: TrainJob) -> None:
         self.job = job
@@ -106,10 +107,11 @@ class VolumeTask:
         cache_within(readers, self.job.resources.cache_mib * 2**20)
         return VolumeSource(readers, self.job)
 
-    def class_counts(self, fitted: dict[str, Any]) -> npt.NDArray[np.int64]:
+    def objective(self, fitted: dict[str, Any]) -> Classes:
         """See `Task`."""
         readers = self._readers(fitted)
-        return class_counts(readers, patch_size(readers, _patch(self.job)))
+        counts = class_counts(readers, patch_size(readers, _patch(self.job)))
+        return Classes.of(tuple(entry.name for entry in self.classes), counts, self.job.training)
 
     def in_channels(self, fitted: dict[str, Any]) -> int:
         """The amplitude alone."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from geobatch.errors import MismatchError, UsageError
 from geobatch.models.bundle import ClassInfo, DataDescription
-from geobatch.models.sequences import sequence_probabilities
+from geobatch.models.sequences import sequence_answer
 from geobatch.preprocess import Chain
 from geobatch.preprocess.curves import Curves
 from geobatch.preprocess.logs import DEPTH
 from geobatch.survey import INVALID_CLASS, open_survey, require_complete, survey_info
 from geobatch.train.data import class_indices, class_names
-from geobatch.train.source import Example, HeldOut
+from geobatch.train.objectives import Classes
+from geobatch.train.source import Activation, Example, HeldOut
 from geobatch.train.spec import Augmentation, TrainJob, WellsData
 
 DEFAULT_WINDOW = 64
@@ -87,9 +88,9 @@ class WellsSource:
         """See `Source`."""
         return [HeldOut(well.name, partial(padded_example, well.values, well.labels, 1)) for well in self.wells]
 
-    def probabilities(self, network: nn.Module, example: Example, device: torch.device) -> Tensor:
+    def answer(self, network: nn.Module, example: Example, device: torch.device, activation: Activation) -> Tensor:
         """See `Source`."""
-        return sequence_probabilities(network, torch.from_numpy(example.inputs).to(device), self.window)
+        return sequence_answer(network, torch.from_numpy(example.inputs).to(device), self.window, activation)
 
     def _augmented(self, values: npt.NDArray[np.float32], random: np.random.Generator) -> npt.NDArray[np.float32]:
         """Curves changed; masks only where a curve counts as missing."""
@@ -107,6 +108,7 @@ class WellsTask:
     """See `Task`."""
 
     axes = (DEPTH,)
+    answers: Literal["dense", "one"] = "dense"
 
     def __init__(self, job: TrainJob) -> None:
         (data,) = (data for data in job.data if isinstance(data, WellsData))
@@ -146,10 +148,11 @@ class WellsTask:
             for k, name in enumerate(wells["well"].values.tolist())
         ]
 
-    def class_counts(self, fitted: dict[str, Any]) -> npt.NDArray[np.int64]:
+    def objective(self, fitted: dict[str, Any]) -> Classes:
         """See `Task`."""
         labels = np.concatenate([log.labels for log in self.source(fitted).training])
-        return np.bincount(labels[labels != INVALID_CLASS], minlength=len(self.classes)).astype(np.int64)
+        counts = np.bincount(labels[labels != INVALID_CLASS], minlength=len(self.classes))
+        return Classes.of(tuple(entry.name for entry in self.classes), counts, self.job.training)
 
     def in_channels(self, fitted: dict[str, Any]) -> int:
         """Curves and masks."""
