@@ -27,6 +27,7 @@ UNITS = {
     "train": "steps",
     "compare": "folds",
     "score": "blocks",
+    "evaluate": "blocks",
 }
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 messages = Console(stderr=True, highlight=False)

@@ -16,18 +16,18 @@ from geobatch.preprocess.spec import PreprocessJob
 from geobatch.score.spec import ScoreJob
 from geobatch.storage import open_storage, split_url
 from geobatch.train.compare_spec import CompareJob
+from geobatch.train.evaluate_spec import EvaluateJob
 from geobatch.train.spec import TrainJob
 
-Job = ScoreJob | TrainJob | CompareJob | IngestJob | LabelJob | PreprocessJob
-JOBS: dict[
-    str, type[ScoreJob] | type[TrainJob] | type[CompareJob] | type[IngestJob] | type[LabelJob] | type[PreprocessJob]
-] = {
+Job = ScoreJob | TrainJob | CompareJob | EvaluateJob | IngestJob | LabelJob | PreprocessJob
+JOBS: dict[str, type[Job]] = {
     "ingest": IngestJob,
     "label": LabelJob,
     "preprocess": PreprocessJob,
     "train": TrainJob,
     "compare": CompareJob,
     "score": ScoreJob,
+    "evaluate": EvaluateJob,
 }
 
 
@@ -124,6 +124,13 @@ def run_job(
         from geobatch.train.compare import compare
 
         return compare(job, lambda done, total: on_progress(done, total, ""))
+    if isinstance(job, EvaluateJob):
+        from geobatch.report.evaluation import write_evaluation
+        from geobatch.train.evaluate import evaluate_job, summary
+
+        job = job.absolute()
+        result = evaluate_job(job, lambda done, total: on_progress(done, total, ""))
+        return {**summary(result), "page": write_evaluation(job, result)}
     from geobatch.models.bundle import load_bundle
     from geobatch.train.train import train
 

@@ -22,6 +22,7 @@ from geobatch.report.figures import (
 )
 from geobatch.report.record import FAILED, NOT_SCORED, PARTLY, SCORED, RunRecord
 from geobatch.report.sections import ScoredSurvey, Section
+from geobatch.survey import INVALID_CLASS
 
 Array = npt.NDArray[Any]
 
@@ -29,6 +30,7 @@ DISPLAY_PERCENTILE = 99.0
 NOMINAL_VELOCITY_M_S = 2000.0
 PROBABILITY_COLORMAP = "magma"
 LIVE, DEAD, MISSING = 0, 1, 2
+ERROR_STYLES = (ClassStyle(0, "right", "#c9d6df"), ClassStyle(1, "wrong", "#d1495b"))
 TRACE_STYLES = (ClassStyle(LIVE, "live", "#7a9cc6"), ClassStyle(DEAD, "dead", "#d1495b"))
 BLOCK_STYLES = (
     ClassStyle(SCORED, "scored", "#5aa07a"),
@@ -100,6 +102,16 @@ def section_view(survey: ScoredSurvey, section: Section, scale: AmplitudeScale |
             named = zip(styles, stack, strict=False)
             per_class = [_probability_panel(f"Probability of {style.name}", part, frame) for style, part in named]
     return SectionView(_title(survey, section), note, panels, per_class)
+
+
+def error_panel(survey: ScoredSurvey, section: Section) -> Panel:
+    """Where a section with labels is right and where it is not."""
+    vertical = section.axis != "sample"
+    frame, _ = _section_frame(survey, section)
+    truth = np.full_like(section.classes, INVALID_CLASS) if section.truth is None else section.truth
+    truth, given = _rows(truth, vertical), _rows(section.classes, vertical)
+    state = np.where((truth == INVALID_CLASS) | (given == INVALID_CLASS), INVALID_CLASS, truth != given)
+    return class_panel("Errors", state.astype(np.uint8), frame, ERROR_STYLES)
 
 
 def trace_map(survey: ScoredSurvey) -> tuple[Panel | None, dict[str, int]]:

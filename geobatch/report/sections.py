@@ -112,12 +112,13 @@ def read_sections(survey: ScoredSurvey, choice: SectionChoice) -> tuple[list[Sec
     for axis in VOLUME_AXES:
         remaining = [other for other in VOLUME_AXES if other != axis]
         if not set(remaining) & set(single):
-            sections.append(_read_section(survey, axis, _nearest_index(survey, axis, getattr(choice, axis))))
+            sections.append(read_section(survey, axis, _nearest_index(survey, axis, getattr(choice, axis))))
     notes = [f"The survey is one {axis} thick, so sections across it are left out." for axis in single]
     return sections, notes
 
 
-def _read_section(survey: ScoredSurvey, axis: str, index: int) -> Section:
+def read_section(survey: ScoredSurvey, axis: str, index: int) -> Section:
+    """The section at a place along an axis."""
     plane = {axis: index}
     amplitude = None
     if survey.amplitude is not None:

@@ -168,28 +168,34 @@ class PatchReader:
     labels_url: str = ""
 
     @classmethod
-    def split(cls, survey: LabelledSurvey, chain: Chain, validation: Validation) -> PatchReader:
-        """Return a reader whose validation is the last inlines, with a guard before them.
+    def split(cls, survey: LabelledSurvey, chain: Chain, validation: Validation, across: str = "inline") -> PatchReader:
+        """Return a reader whose validation is a band of lines, with a guard between it and those of training.
+
+        Args:
+            survey: Labelled.
+            chain: Fitted.
+            validation: Which lines, and how wide a guard.
+            across: The axis along which lines are counted where `validation` names none.
 
         Raises:
-            UsageError: no inline is left for training.
+            UsageError: no line is left for training, or the band is not at an end of the survey.
         """
         volume, labels = chain.crop(survey.volume), chain.crop(survey.labels)
-        inlines, crosslines, samples = volume.shape
-        held_out = round(validation.fraction * inlines)
-        last = inlines - held_out - (validation.guard if held_out else 0)
-        if last < 1:
-            raise UsageError(
-                "validation leaves no inline for training",
-                where=survey.url,
-                measured=f"{held_out} held out and {validation.guard} of guard",
-                limit=f"less than {inlines} inlines",
-                remedy="Lower validation.fraction or validation.guard.",
-            )
-        section = (slice(0, crosslines), slice(0, samples))
-        band = (slice(inlines - held_out, inlines), *section) if held_out else None
-        train = (slice(0, last), *section)
-        return cls(volume, labels, len(survey.classes), chain, train, band, labels_url=survey.labels_url)
+        axis = validation.axis or across
+        ground = [slice(0, size) for size in volume.shape]
+        band = _held_out(volume[axis].values, validation, survey.url)
+        train, held = list(ground), list(ground)
+        if band is not None:
+            train[VOLUME_AXES.index(axis)], held[VOLUME_AXES.index(axis)] = band
+        return cls(
+            volume,
+            labels,
+            len(survey.classes),
+            chain,
+            (train[0], train[1], train[2]),
+            None if band is None else (held[0], held[1], held[2]),
+            labels_url=survey.labels_url,
+        )
 
     @property
     def cache_bytes(self) -> int:
@@ -232,6 +238,44 @@ class PatchReader:
 
     def _labels(self, region: Region) -> npt.NDArray[np.uint8]:
         return class_indices(self.labels[region], self.classes, self.labels_url)
+
+
+def _held_out(numbers: npt.NDArray[Any], validation: Validation, where: str) -> tuple[slice, slice] | None:
+    """The lines of training and those held out, as indices; None where none is."""
+    if validation.lines is None:
+        held = np.arange(numbers.size) >= numbers.size - round(validation.fraction * numbers.size)
+    else:
+        first, last = sorted(validation.lines)
+        held = (numbers >= first) & (numbers <= last)
+    if not held.any():
+        if validation.lines is None:
+            return None
+        raise UsageError(
+            "validation holds out no line",
+            where=where,
+            measured=f"lines {validation.lines[0]:g} to {validation.lines[1]:g}",
+            limit=f"of {_extent(numbers)}",
+        )
+    if not (held[0] or held[-1]):
+        raise UsageError(
+            "the band held out lies inside the survey",
+            where=where,
+            measured=f"lines {numbers[held][0]:g} to {numbers[held][-1]:g} of {_extent(numbers)}",
+            limit="a band with the first or the last line",
+            remedy="Move validation.lines to one end, so that training has one piece of ground.",
+        )
+    (own,) = np.nonzero(held)
+    distance = np.abs(numbers[:, None] - numbers[held][None, [0, -1]]).min(axis=1)
+    (free,) = np.nonzero(~held & (distance > validation.guard))
+    if not free.size:
+        raise UsageError(
+            "validation leaves no line for training",
+            where=where,
+            measured=f"{own.size} held out and {validation.guard} of guard",
+            limit=f"less than {numbers.size} lines",
+            remedy="Lower validation.fraction or validation.guard.",
+        )
+    return slice(int(free[0]), int(free[-1]) + 1), slice(int(own[0]), int(own[-1]) + 1)
 
 
 def cache_within(readers: Sequence[PatchReader], limit_bytes: int) -> None:

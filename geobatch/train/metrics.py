@@ -48,8 +48,9 @@ def scores(counts: Counts, names: Sequence[str]) -> dict[str, Any]:
         names: class names, one per row.
 
     Returns:
-        `pixel_accuracy`, `mean_class_accuracy` (over classes present in the truth), `fwiou`, `voxels`, and `classes`:
-        per name `accuracy`, `precision`, `iou`, `f1` and `voxels`, None where undefined.
+        `pixel_accuracy`, `mean_class_accuracy` (over classes present in the truth), `fwiou`, `mean_iou` (over classes
+        present in the truth or given), `voxels`, and `classes`: per name `accuracy`, `precision`, `iou`, `f1` and
+        `voxels`, None where undefined.
     """
     hit, true, given = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
     total = int(counts.sum())
@@ -65,12 +66,36 @@ def scores(counts: Counts, names: Sequence[str]) -> dict[str, Any]:
         "pixel_accuracy": _number(hit.sum() / total) if total else None,
         "mean_class_accuracy": _number(accuracy[present].mean()) if total else None,
         "fwiou": _number((true * np.nan_to_num(iou)).sum() / total) if total else None,
+        "mean_iou": _number(float(np.nanmean(iou))) if total else None,
         "voxels": total,
         "classes": {
             name: {key: _number(values[k]) for key, values in per_class.items()} | {"voxels": int(true[k])}
             for k, name in enumerate(names)
         },
     }
+
+
+def headline(pairs: npt.NDArray[Any], classes: int) -> dict[str, npt.NDArray[np.float64]]:
+    """Return the figures of many confusion matrices at once, NaN where undefined.
+
+    Args:
+        pairs: `(matrix, true class x given class)` cells.
+        classes: Number of classes.
+
+    Returns:
+        `pixel_accuracy`, `mean_class_accuracy`, `fwiou` and `mean_iou`, each `(matrix,)`.
+    """
+    counts = np.asarray(pairs, float).reshape(-1, classes, classes)
+    hit, true, given = np.einsum("mkk->mk", counts), counts.sum(axis=2), counts.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        accuracy, iou, total = hit / true, hit / (true + given - hit), true.sum(axis=1)
+        present, met = true > 0, true + given > 0
+        return {
+            "pixel_accuracy": hit.sum(axis=1) / total,
+            "mean_class_accuracy": np.where(present, accuracy, 0).sum(axis=1) / present.sum(axis=1),
+            "fwiou": np.where(present, true * iou, 0).sum(axis=1) / total,
+            "mean_iou": np.where(met, iou, 0).sum(axis=1) / met.sum(axis=1),
+        }
 
 
 def number_scores(tally: npt.NDArray[np.float64]) -> dict[str, Any]:

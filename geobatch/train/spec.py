@@ -9,6 +9,8 @@ from geobatch.preprocess.base import Frozen
 from geobatch.preprocess.curves import Curves
 from geobatch.train.networks import SEQUENCE_NETWORKS, NetworkSpec, UNetSpec
 
+Axis3 = Literal["inline", "crossline", "sample"]
+
 
 class VolumeData(Frozen):
     """A survey and the labels of the same grid.
@@ -18,12 +20,14 @@ class VolumeData(Frozen):
         survey: URL of the survey.
         labels: URL of the label survey.
         variable: which of its volumes holds the classes.
+        sections: train a network of sections, those across this axis, such as `inline`; of the whole volume without.
     """
 
     kind: Literal["volume"] = "volume"
     survey: str = Field(min_length=1)
     labels: str = Field(min_length=1)
     variable: str = "class_map"
+    sections: Axis3 | None = None
 
 
 class WellsData(Frozen):
@@ -59,20 +63,25 @@ TrainingData = Annotated[VolumeData | WellsData, Field(discriminator="kind"), Be
 
 
 class Validation(Frozen):
-    """Ground whose labels and samples train no weight: of volumes a band of the last inlines, of logs whole wells.
+    """Ground whose labels and samples train no weight: of volumes a band of lines, of logs whole wells.
 
     Statistics of a volume's preprocessing come from the whole survey, the band included, as they do in scoring, where
     they are fitted to the survey being scored: the metrics measure the network, not its preprocessing. Those of logs
     come from the wells of training.
 
     Attributes:
-        fraction: of the inlines or of the wells, held out; 0 validates nothing.
-        guard: inlines between training and validation that neither uses.
+        fraction: of the lines, the last ones, or of the wells, held out; 0 validates nothing.
+        axis: of volumes: the axis along which lines are counted; by default that of the sections, or `inline`.
+        lines: of volumes: numbers of the first and last line held out, instead of a fraction of them; the band holds
+            the first or the last line of the survey.
+        guard: lines nearer than this to the band, by their numbers, are used by neither.
         patches: at most so many are scored per epoch, of volumes.
         wells: of logs: those held out, instead of a fraction of them.
     """
 
     fraction: float = Field(default=0.15, ge=0, lt=0.9)
+    axis: Literal["inline", "crossline"] | None = None
+    lines: tuple[float, float] | None = None
     guard: int = Field(default=8, ge=0)
     patches: int = Field(default=32, ge=1)
     wells: tuple[str, ...] | None = None
@@ -103,7 +112,8 @@ class Training(Frozen):
     """How the network is trained.
 
     Attributes:
-        patch: cells along inline, crossline and sample, clipped to the surveys, or along depth; 64 of each by default.
+        patch: cells along inline, crossline and sample, clipped to the surveys, 64 of each by default; along the two
+            axes of sections, 256 by default; or along depth, 64 by default.
         batch: patches per worker and step; on a CPU 1 takes a slow path of PyTorch, twice the time per patch.
         steps_per_epoch: optimiser steps between two validations and checkpoints.
         epochs: how many of those.
@@ -216,7 +226,10 @@ class TrainJob(Frozen):
         kinds = {data.kind for data in self.data}
         if len(kinds) > 1 or (kinds == {"wells"} and len(self.data) > 1):
             raise ValueError("data: several volumes, or one survey of wells")
-        axes = 1 if kinds == {"wells"} else 3
+        sections = {data.sections for data in self.data if isinstance(data, VolumeData)}
+        if len(sections) > 1:
+            raise ValueError("data: sections across one axis, in all of the surveys")
+        axes = 1 if kinds == {"wells"} else 3 if sections == {None} else 2
         if self.training.patch is not None and len(self.training.patch) != axes:
             raise ValueError(f"training.patch: {len(self.training.patch)} axes, of data with {axes}")
         if kinds == {"wells"} and self.preprocess.steps:

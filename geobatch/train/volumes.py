@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -29,12 +30,12 @@ from geobatch.train.objectives import Classes
 from geobatch.train.source import Activation, Example, HeldOut
 from geobatch.train.spec import TrainJob, VolumeData
 
-DEFAULT_PATCH = (64, 64, 64)
+DEFAULT_PATCH = {2: 256, 3: 64}
 _MEANING = ("quantity", "domain", "sample_unit", "sample_interval")
 
 
 class VolumeSource:
-    """Patches of labelled surveys."""
+    """Patches of labelled surveys, or of sections of them."""
 
     def __init__(self, readers: list[PatchReader], job: TrainJob) -> None:
         self.readers, self.job = readers, job
@@ -44,7 +45,7 @@ class VolumeSource:
         """See `Source`."""
         training = self.job.training
         amplitude, labels = draw_patch(self.readers, self.patch, training.augment, key, balance=training.balance)
-        return Example(amplitude[None], labels, labels.shape[-1])
+        return _example(self.job, amplitude, labels)
 
     def place(self, key: Sequence[int]) -> str:
         """See `Source`."""
@@ -56,7 +57,9 @@ class VolumeSource:
     def held_out(self) -> Sequence[HeldOut]:
         """See `Source`."""
         tiles = validation_patches(self.readers, self.patch, self.job.validation.patches)
-        return [HeldOut(self.job.data[number].survey, _Tile(self.readers[number], tile)) for number, tile in tiles]
+        return [
+            HeldOut(self.job.data[number].survey, _Tile(self.job, self.readers[number], tile)) for number, tile in tiles
+        ]
 
     def answer(self, network: nn.Module, example: Example, device: torch.device, activation: Activation) -> Tensor:
         """See `Source`."""
@@ -67,23 +70,22 @@ class VolumeSource:
 class _Tile:
     """Reads a tile of a validation band."""
 
-    def __init__(self, reader: PatchReader, region: tuple[slice, slice, slice]) -> None:
-        self.reader, self.region = reader, region
+    def __init__(self, job: TrainJob, reader: PatchReader, region: tuple[slice, slice, slice]) -> None:
+        self.job, self.reader, self.region = job, reader, region
 
     def __call__(self) -> Example:
-        amplitude, labels = self.reader.read(self.region)
-        return Example(amplitude[None], labels, labels.shape[-1])
+        return _example(self.job, *self.reader.read(self.region))
 
 
 class VolumeTask:
     """See `Task`."""
 
-    axes = VOLUME_AXES
     answers: Literal["dense", "one"] = "dense"
 
     def __init__(self, job: TrainJob) -> None:
         self.job = job
         self.data = [data for data in job.data if isinstance(data, VolumeData)]
+        self.axes = tuple(axis for axis in VOLUME_AXES if axis != _sections(job))
         self.surveys = [open_labelled(data) for data in self.data]
         self._require_alike()
         self.classes = tuple(ClassInfo(**entry) for entry in self.surveys[0].classes)
@@ -141,7 +143,8 @@ class VolumeTask:
     def _readers(self, fitted: dict[str, Any]) -> list[PatchReader]:
         chains = [Chain.model_validate(chain) for chain in fitted["chains"]]
         pairs = zip(self.surveys, chains, strict=True)
-        return [PatchReader.split(survey, chain, self.job.validation) for survey, chain in pairs]
+        across = "crossline" if _sections(self.job) == "crossline" else "inline"
+        return [PatchReader.split(survey, chain, self.job.validation, across) for survey, chain in pairs]
 
     def _require_alike(self) -> None:
         first = self.surveys[0]
@@ -163,6 +166,27 @@ class VolumeTask:
                     )
 
 
+def _sections(job: TrainJob) -> str | None:
+    """The axis across which sections lie, None of whole volumes."""
+    (sections,) = {data.sections for data in job.data if isinstance(data, VolumeData)}
+    return sections
+
+
 def _patch(job: TrainJob) -> Size3:
-    inline, crossline, sample = job.training.patch or DEFAULT_PATCH
+    """Cells of a patch along all three axes, one across sections."""
+    sections = _sections(job)
+    axes = len(VOLUME_AXES) - (sections is not None)
+    cells = list(job.training.patch or (DEFAULT_PATCH[axes],) * axes)
+    if sections is not None:
+        cells.insert(VOLUME_AXES.index(sections), 1)
+    inline, crossline, sample = cells
     return inline, crossline, sample
+
+
+def _example(job: TrainJob, amplitude: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8]) -> Example:
+    """A patch as the network takes it: of sections without the axis across them."""
+    sections = _sections(job)
+    if sections is not None:
+        across = VOLUME_AXES.index(sections)
+        amplitude, labels = amplitude.squeeze(across), labels.squeeze(across)
+    return Example(amplitude[None], labels, labels.shape[-1])
