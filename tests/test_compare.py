@@ -17,6 +17,7 @@ from geobatch.models.bundle import load_bundle
 from geobatch.storage import open_storage
 from geobatch.survey import open_survey
 from geobatch.train.compare import compare, paired_bootstrap
+from geobatch.train.compare_folds import Blind, Fold, every_fold, gathered, groups_of, measured
 from geobatch.train.compare_spec import CompareJob
 from geobatch.train.spec import TrainJob
 from geobatch.train.train import train
@@ -74,7 +75,7 @@ def test_candidates_are_judged_by_wells_they_have_not_seen_and_what_is_done_is_k
 def test_nothing_of_a_blind_well_decides_how_it_is_prepared(survey: str, tmp_path: Path, ray_cluster: None) -> None:
     louder = write_wells(tmp_path / "louder", blind_factor=1000.0)
     fitted = [
-        WellsTask(job(url, "x").fold("cnn", well, 0)).fit()["curves"]
+        WellsTask(job(url, "x").fold("cnn", (well,), 0)).fit()["curves"]
         for url, well in ((survey, "C"), (louder, "C"), (louder, "A"))
     ]
     assert fitted[0] == fitted[1]
@@ -85,7 +86,7 @@ def test_missing_curves_get_a_mask_or_drop_their_depths(survey: str) -> None:
     source = {}
     for missing in ("median", "regression", "zero", "drop"):
         fold = job(survey, "x", data=wells_data(survey, curves={"curves": ["GR", "LATE"], "missing": missing})).fold(
-            "cnn", "B", 0
+            "cnn", ("B",), 0
         )
         task = WellsTask(fold)
         fitted = task.fit()
@@ -101,7 +102,7 @@ def test_missing_curves_get_a_mask_or_drop_their_depths(survey: str) -> None:
 
 
 def test_window_is_decided_by_its_key_and_short_wells_are_padded(survey: str) -> None:
-    fold = job(survey, "x", training={"patch": [500], "augment": {"noise": 0, "gain": 0}}).fold("cnn", "B", 0)
+    fold = job(survey, "x", training={"patch": [500], "augment": {"noise": 0, "gain": 0}}).fold("cnn", ("B",), 0)
     task = WellsTask(fold)
     source = task.source(task.fit())
     first, same, other = (source.draw((1, 2, 3, item)) for item in (4, 4, 5))
@@ -114,7 +115,7 @@ def test_window_is_decided_by_its_key_and_short_wells_are_padded(survey: str) ->
 def test_curve_that_counts_as_missing_looks_as_if_it_were(survey: str) -> None:
     curves = {"curves": ["GR", "LATE"], "missing": "median"}
     training = {"patch": [40], "augment": {"noise": 0, "gain": 0, "missing": 0.5}}
-    fold = job(survey, "x", data=wells_data(survey, curves=curves), training=training).fold("cnn", "C", 0)
+    fold = job(survey, "x", data=wells_data(survey, curves=curves), training=training).fold("cnn", ("C",), 0)
     task = WellsTask(fold)
     fitted = task.fit()
     source = task.source(fitted)
@@ -145,6 +146,44 @@ def test_training_on_wells_ends_in_a_bundle_that_knows_its_curves(survey: str, s
     assert spec.metrics["validation"]["pixel_accuracy"] > 0.8
     with pytest.raises(UsageError, match="another run"):
         train(TrainJob.model_validate({**document, "validation": {"wells": ["A"]}}))
+
+
+def test_what_is_chosen_for_a_well_is_best_without_it(survey: str) -> None:
+    wells = ["A", "B", "C", "D", "E", "F"]
+    trees = {"model": {"name": "boosting"}}
+    candidates = {"first": trees, "second": trees, "both": {"mean_of": ["first", "second"]}}
+    candidates["best"] = {"choose_of": ["first", "second", "both"]}
+    asked = job(survey, "x", candidates=candidates, groups=3)
+    assert groups_of(asked, wells) == [("A", "D"), ("B", "E"), ("C", "F")]
+    folds = every_fold(asked, wells)
+    assert len(folds) == 2 * (6 + 3)
+
+    def answer(right: float) -> Blind:
+        """An answer that is right for so large a share of the depths, and the surer the more."""
+        given = np.where(np.arange(100) < 100 * right, 1, 0)
+        probabilities = np.where(np.arange(2)[:, None] == given, 0.5 + right / 2, 0.5 - right / 2).astype(np.float32)
+        return Blind(probabilities, np.ones(100, np.uint8), np.arange(100.0))
+
+    def found(share: dict[str, dict[str, float]]) -> dict[Fold, dict[str, Blind]]:
+        return {fold: {w: answer(share[fold.candidate][w]) for w in fold.wells} for fold in folds}
+
+    # The second is better on every well but C and F, on which it is far worse.
+    share = {"first": dict.fromkeys(wells, 0.6), "second": dict.fromkeys(wells, 0.7) | {"C": 0.1, "F": 0.1}}
+    answers, chosen = gathered(asked, wells, found(share), None)
+    assert chosen["best"] == {"A": "first", "B": "first", "C": "second", "D": "first", "E": "first", "F": "second"}
+    assert [measured(a, None) for a in answers["best"]] == [0.6, 0.6, 0.1, 0.6, 0.6, 0.1]
+    # What the blind well and its group say of themselves is in no choice of theirs.
+    for well in wells:
+        other = {name: {**shares, well: 1 - shares[well]} for name, shares in share.items()}
+        assert gathered(asked, wells, found(other), None)[1]["best"][well] == chosen["best"][well]
+
+
+def test_choices_among_what_is_chosen_are_refused(survey: str) -> None:
+    trees = {"model": {"name": "boosting"}}
+    first = {"a": trees, "b": trees, "c": {"choose_of": ["a", "b"]}}
+    for wrong in ({"choose_of": ["c"]}, {"choose_of": ["none"]}, {"mean_of": ["a"], "choose_of": ["a"]}):
+        with pytest.raises(UsageError, match=r"candidates\."):
+            job(survey, "x", candidates={**first, "d": wrong})
 
 
 def test_paired_bootstrap_tells_a_steady_difference_from_chance() -> None:

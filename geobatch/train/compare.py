@@ -2,62 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from geobatch import cluster
-from geobatch.errors import DataError, NotFoundError, UsageError
+from geobatch.errors import UsageError
 from geobatch.fanout import in_order, open_fanout
 from geobatch.storage import absolute_url, open_storage
 from geobatch.survey import INVALID_CLASS
-from geobatch.train.boosting import boosted_probabilities
+from geobatch.train.compare_folds import Blind, Fold, every_fold, gathered, measured, read_fold, run_fold
 from geobatch.train.compare_spec import CompareJob
-from geobatch.train.loop import fit_network
+from geobatch.train.data import class_names
 from geobatch.train.metrics import confusion_matrix, load_penalty, scores
-from geobatch.train.networks import BoostingSpec
-from geobatch.train.places import AlonePlace
-from geobatch.train.train import make_plan, run_hash
-from geobatch.train.wells import WellsTask, open_wells
+from geobatch.train.wells import open_wells
 
 RESULT = "compare.json"
 FOLD_BYTES = 2**31
 BOOTSTRAPS = 10_000
 
 OnFold = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Fold:
-    """One model of one candidate and the well it has not seen."""
-
-    candidate: str
-    well: str
-    seed: int
-
-
-@dataclass(frozen=True)
-class Blind:
-    """What a candidate says of a well it has not seen.
-
-    Attributes:
-        probabilities: `(class, depth)` float32.
-        labels: `(depth,)` uint8, 255 unlabelled.
-        depth: `(depth,)` float64, m.
-    """
-
-    probabilities: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.uint8]
-    depth: npt.NDArray[np.float64]
 
 
 def compare(job: CompareJob, on_progress: OnFold = lambda done, total: None) -> dict[str, Any]:
@@ -71,7 +40,8 @@ def compare(job: CompareJob, on_progress: OnFold = lambda done, total: None) -> 
         `standard_error`, `pooled` figures as `metrics.scores` documents them, `wells` with the accuracy of each, and
         `penalty_score` where a penalty is given; `pairs`: per pair the difference of mean accuracy (and of the penalty
         score), its 95 % interval by a paired bootstrap over wells, and the share of bootstraps in which the first is
-        better; `best`: the name with the highest mean accuracy, or penalty score where one is given.
+        better; of a candidate that chooses, `chosen` by well; `best`: the name with the highest mean accuracy, or
+        penalty score where one is given.
 
     Raises:
         UsageError: a well or curve is not there, or a training did not stay finite.
@@ -85,13 +55,7 @@ def compare(job: CompareJob, on_progress: OnFold = lambda done, total: None) -> 
     )
     wells = _wells(job)
     penalty = None if job.penalty is None else load_penalty(job.penalty)
-    folds = [
-        Fold(name, well, seed)
-        for name, candidate in job.candidates.items()
-        if candidate.model is not None
-        for well in wells
-        for seed in range(candidate.seeds)
-    ]
+    folds = every_fold(job, wells)
     cluster.connect(cpus=job.resources.workers)
     done = 0
 
@@ -102,58 +66,25 @@ def compare(job: CompareJob, on_progress: OnFold = lambda done, total: None) -> 
 
     with open_fanout(small=False) as fanout:
         found = in_order(fanout, partial(run_fold, job), folds, task_bytes=FOLD_BYTES, on_result=heard)
-    blind = _gathered(job, wells, dict(zip(folds, found, strict=True)))
-    result = judged(job, wells, blind, penalty)
+    answers, chosen = gathered(job, wells, dict(zip(folds, map(read_fold, found), strict=True)), penalty)
+    result = judged(job, wells, answers, penalty)
+    for name, by_well in chosen.items():
+        result["candidates"][name]["chosen"] = by_well
     open_storage(job.output).put(RESULT, json.dumps(result, indent=2).encode())
     return result
-
-
-def run_fold(job: CompareJob, fold: Fold) -> bytes:
-    """The blind well's probabilities, labels and depths as NPZ, stored or computed."""
-    training = job.fold(fold.candidate, fold.well, fold.seed)
-    task = WellsTask(training)
-    key = f"folds/{_fold_hash(job, fold, run_hash(training, task))}.npz"
-    storage = open_storage(job.output)
-    try:
-        return storage.get(key)
-    except NotFoundError:
-        pass
-    model = job.candidates[fold.candidate].model
-    plan = make_plan(training, task, "fold")
-    source = task.source(plan.fitted)
-    (well,) = source.wells or (None,)
-    if well is None:
-        raise DataError("a well has no depth at which its curves count", where=job.data.survey, measured=fold.well)
-    if isinstance(model, BoostingSpec):
-        (probabilities,) = boosted_probabilities(
-            source.training, [well], model, len(task.classes), training.training.seed
-        )
-    else:
-        network = fit_network(plan, AlonePlace(validates=False), source)
-        if isinstance(network, UsageError):
-            raise network
-        network.eval()
-        (part,) = source.held_out()
-        probabilities = source.answer(network, part.read(), torch.device("cpu"), plan.objective.answer).numpy()
-    body = io.BytesIO()
-    np.savez(body, probabilities=probabilities.astype(np.float32), labels=well.labels, depth=well.depth)
-    storage.put(key, body.getvalue())
-    return body.getvalue()
 
 
 def judged(
     job: CompareJob, wells: Sequence[str], blind: dict[str, list[Blind]], penalty: npt.NDArray[np.float64] | None
 ) -> dict[str, Any]:
     """The result of the candidates' answers, as `compare` documents it."""
-    names = [entry.name for entry in WellsTask(job.fold(next(iter(_models(job))), wells[0], 0)).classes]
+    names = [entry["name"] for entry in class_names(open_wells(job.data)[job.data.labels], job.data.survey)]
     told: dict[str, Any] = {}
     for name, answers in blind.items():
-        matrices = [
-            confusion_matrix(answer.labels, answer.probabilities.argmax(axis=0), len(names)) for answer in answers
-        ]
-        told[name] = {"by_well": matrices, "accuracy": np.array([np.trace(m) / max(1, m.sum()) for m in matrices])}
+        matrices = [confusion_matrix(a.labels, a.probabilities.argmax(axis=0), len(names)) for a in answers]
+        told[name] = {"by_well": matrices, "accuracy": np.array([measured(a, None) for a in answers])}
         if penalty is not None:
-            told[name]["score"] = np.array([-(m * penalty).sum() / max(1, m.sum()) for m in matrices])
+            told[name]["score"] = np.array([measured(a, penalty) for a in answers])
     measure = "accuracy" if penalty is None else "score"
     result: dict[str, Any] = {"wells": list(wells), "classes": names, "candidates": {}, "pairs": []}
     for name, figures in told.items():
@@ -192,38 +123,6 @@ def paired_bootstrap(first: npt.NDArray[np.float64], second: npt.NDArray[np.floa
     }
 
 
-def _gathered(job: CompareJob, wells: Sequence[str], found: dict[Fold, bytes]) -> dict[str, list[Blind]]:
-    """Per candidate its answers by well: the mean over seeds, then over the members of a mean."""
-    answers: dict[str, list[Blind]] = {}
-    for name, candidate in _models(job).items():
-        answers[name] = [
-            _mean([_read(found[Fold(name, well, seed)]) for seed in range(candidate.seeds)]) for well in wells
-        ]
-    for name, candidate in job.candidates.items():
-        if candidate.mean_of:
-            members = [answers[member] for member in candidate.mean_of]
-            answers[name] = [_mean(same) for same in zip(*members, strict=True)]
-    return {name: answers[name] for name in job.candidates}
-
-
-def _mean(answers: Sequence[Blind]) -> Blind:
-    first = answers[0]
-    if any(answer.depth.shape != first.depth.shape for answer in answers):
-        raise UsageError(
-            "candidates count other depths, so they have no mean", remedy="Give them the same way with missing values."
-        )
-    return Blind(np.mean([answer.probabilities for answer in answers], axis=0), first.labels, first.depth)
-
-
-def _read(body: bytes) -> Blind:
-    with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
-        return Blind(arrays["probabilities"], arrays["labels"], arrays["depth"])
-
-
-def _models(job: CompareJob) -> dict[str, Any]:
-    return {name: candidate for name, candidate in job.candidates.items() if candidate.model is not None}
-
-
 def _wells(job: CompareJob) -> list[str]:
     """The wells left out in turn, of those that have a label."""
     wells = open_wells(job.data)
@@ -238,9 +137,3 @@ def _wells(job: CompareJob) -> list[str]:
     if len(free) < 2:
         raise UsageError("leaving one well out needs two with labels", where=job.data.survey, measured=len(free))
     return free
-
-
-def _fold_hash(job: CompareJob, fold: Fold, run: str) -> str:
-    model = job.candidates[fold.candidate].model
-    trees = model.model_dump(mode="json") if isinstance(model, BoostingSpec) else None
-    return hashlib.sha256(json.dumps([run, trees]).encode()).hexdigest()

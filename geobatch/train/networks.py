@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, JsonValue
 
 from geobatch.errors import UsageError
 from geobatch.preprocess.base import Frozen
@@ -103,6 +103,28 @@ class AttentionSpec(_Network):
         return self.step
 
 
+class ForeignSpec(_Network):
+    """`models.foreign.Foreign`: a network of another library.
+
+    Attributes:
+        path: Import path, such as `monai.networks.nets.BasicUNet`.
+        parameters: Of its constructor; `$in_channels`, `$classes` and `$dims` stand for what the data have.
+        total_stride: Cells along each axis after which it repeats itself: the product of its poolings.
+    """
+
+    any_axes: ClassVar[bool] = True
+
+    name: Literal["foreign"]
+    path: str
+    parameters: dict[str, JsonValue] = Field(default_factory=dict)
+    total_stride: int = Field(default=1, ge=1, le=1024)
+
+    @property
+    def stride(self) -> int:
+        """As the job says."""
+        return self.total_stride
+
+
 class BoostingSpec(_Network):
     """Gradient boosting of trees on each depth by itself (`train.boosting`), the baseline of logs.
 
@@ -127,10 +149,12 @@ def _named(given: Any) -> Any:
 
 
 AnyModel = Annotated[
-    UNetSpec | CNNSpec | RNNSpec | AttentionSpec | BoostingSpec, Field(discriminator="name"), BeforeValidator(_named)
+    UNetSpec | CNNSpec | RNNSpec | AttentionSpec | ForeignSpec | BoostingSpec,
+    Field(discriminator="name"),
+    BeforeValidator(_named),
 ]
 NetworkSpec = Annotated[
-    UNetSpec | CNNSpec | RNNSpec | AttentionSpec, Field(discriminator="name"), BeforeValidator(_named)
+    UNetSpec | CNNSpec | RNNSpec | AttentionSpec | ForeignSpec, Field(discriminator="name"), BeforeValidator(_named)
 ]
 SEQUENCE_NETWORKS = ("rnn", "attention")
 """Networks of one axis alone."""

@@ -17,12 +17,14 @@ from geobatch import __version__, cluster
 from geobatch.errors import GeobatchError, IntegrityError, NotFoundError, TransientError, UsageError
 from geobatch.models import build_model
 from geobatch.models.bundle import DESCRIPTION, Bundle, load_bundle, make_bundle, save_bundle
+from geobatch.models.reach import verified_reach
 from geobatch.storage import absolute_url, arrow_filesystem, join_url
 from geobatch.survey import control_url
 from geobatch.train.checkpoint import Progress, load_checkpoint
 from geobatch.train.kinds import open_task
 from geobatch.train.loop import train_worker
 from geobatch.train.metrics import load_penalty
+from geobatch.train.networks import ForeignSpec
 from geobatch.train.places import WorkerPlan
 from geobatch.train.schedule import epochs_since_best
 from geobatch.train.source import Task
@@ -53,6 +55,10 @@ def train(job: TrainJob, on_progress: OnProgress = lambda step, steps, line: Non
         return job.output
     cluster.connect(cpus=math.ceil(job.resources.workers * job.resources.threads))
     plan = make_plan(job, task, f"run-{run[:16]}")
+    if isinstance(job.model, ForeignSpec):
+        # What cannot become a bundle is not trained: strange networks are measured before.
+        network, stride = build_model(plan.network), (job.model.stride,) * len(task.axes)
+        verified_reach(network.eval(), task.in_channels(plan.fitted), stride)
     with watched(plan.place, plan.run, on_progress):
         progress, network = _run_workers(plan)
     after = epochs_since_best(progress.history) if job.training.early_stop else 0
