@@ -132,11 +132,13 @@ def run_job(
         result = evaluate_job(job, lambda done, total: on_progress(done, total, ""))
         return {**summary(result), "page": write_evaluation(job, result)}
     from geobatch.models.bundle import load_bundle
+    from geobatch.report.training import write_training_report
     from geobatch.train.train import train
 
     bundle = load_bundle(train(job, on_progress)).spec
     figures = {key: value for key, value in bundle.metrics.items() if key != "history"}
-    return {"bundle": job.output, "hash": bundle.hash, "halo": bundle.reach.halo, **figures}
+    page = write_training_report(job.output)
+    return {"bundle": job.output, "hash": bundle.hash, "halo": bundle.reach.halo, **figures, "page": page}
 
 
 def forecast(job: Job, *, calibrate: int = 0, simulate: int = 0, preemptions_per_hour: float = 0.0) -> dict[str, Any]:

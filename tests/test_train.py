@@ -20,6 +20,7 @@ from geobatch.models import build_model
 from geobatch.models.bundle import WEIGHTS, Bundle, load_bundle
 from geobatch.storage import open_storage
 from geobatch.survey import open_survey, valid_volume
+from geobatch.train.board import EVENTS, FOLDER
 from geobatch.train.checkpoint import Progress
 from geobatch.train.data import PatchReader, Region, class_counts, draw_patch, open_labelled
 from geobatch.train.losses import class_weights, label_weight, segmentation_loss
@@ -252,3 +253,9 @@ def test_a_job_whose_surveys_do_not_exist_or_fit_is_refused_before_workers_start
     write_labels(SyntheticSurvey((40, 16, 15), seed=8), f"{s3}/labels", (16, 16, 16), (48, 48, 48))
     with pytest.raises(MismatchError, match="sample"):
         train(tiny_job({**data, "labels": f"{s3}/labels"}, f"{s3}/out"))
+
+
+def test_a_run_leaves_its_figures_for_tensorboard(s3: str, trained: tuple[TrainJob, Bundle]) -> None:
+    job, _ = trained
+    (key,) = (key for key, _ in open_storage(job.output).list("_geobatch") if key.endswith(f"{FOLDER}/{EVENTS}"))
+    assert b"mean_class_accuracy" in open_storage(job.output).get(key)

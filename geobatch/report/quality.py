@@ -12,9 +12,9 @@ from geobatch.report.quality_rasters import array_groups, raster_groups
 from geobatch.report.quality_seismic import class_groups, seismic_groups
 from geobatch.report.quality_tables import catalogue_groups, well_groups
 from geobatch.report.quality_waveforms import waveform_groups, window_groups
-from geobatch.report.tables import textual_header
+from geobatch.report.tables import Verdict, textual_header
 
-TEMPLATE = "quality.html.j2"
+TEMPLATE = "groups.html.j2"
 LISTED = 20
 SHOWN_ROWS = 40
 
@@ -34,6 +34,8 @@ def render_quality(found: Inspected, rows: list[tuple[str, str]]) -> str:
         groups = picture_groups(found)
     finally:
         close_decoder()
+    count = len(told["suspicious"])
+    verdict = Verdict("open", f"{count} to look at") if count else Verdict("good", "nothing suspicious")
     source = info.get("source") or {}
     return (
         page_environment()
@@ -41,7 +43,10 @@ def render_quality(found: Inspected, rows: list[tuple[str, str]]) -> str:
         .render(
             name=str(told["url"]).rstrip("/").rsplit("/", 1)[-1],
             url=told["url"],
-            suspicious=told["suspicious"],
+            command="inspect",
+            about="What is in it",
+            verdict=verdict,
+            notes=told["suspicious"],
             listed=LISTED,
             rows=rows,
             shown_rows=SHOWN_ROWS,

@@ -126,7 +126,8 @@ def count_block(job: EvaluateJob, learnt: npt.NDArray[np.uint8], block: Region) 
     given = class_indices(compared.scored[wider], classes, job.scored)
     # Where one of the two says nothing, nothing is near.
     given, truth = np.where(truth == INVALID_CLASS, truth, given), np.where(given == INVALID_CLASS, given, truth)
-    tally.near[:] = _near(truth, given, inner, classes, job.tolerance)
+    for k in range(classes):
+        tally.near[k] = found_within(truth == k, given == k, job.tolerance, inner)
     own_truth = class_indices(compared.truth[block], classes, job.labels)
     own_given = class_indices(compared.scored[block], classes, job.scored)
     tally.unscored[0] = np.count_nonzero((own_truth != INVALID_CLASS) & (own_given == INVALID_CLASS))
@@ -194,20 +195,26 @@ def _widened(block: Region, by: int, shape: tuple[int, ...]) -> tuple[Region, Re
     return (wider[0], wider[1], wider[2]), (inner[0], inner[1], inner[2])
 
 
-def _near(
-    truth: npt.NDArray[np.uint8], given: npt.NDArray[np.uint8], inner: Region, classes: int, tolerance: int
+def found_within(
+    true: npt.NDArray[np.bool_], given: npt.NDArray[np.bool_], cells: int, inner: Region | tuple[()] = ()
 ) -> Counts:
-    """`(class, 4)` of `Tally.near`, of the inner cells."""
-    counted = np.zeros((classes, 4), np.int64)
-    for k in range(classes):
-        true, said = truth == k, given == k
-        counted[k] = (
-            np.count_nonzero((said & _within_cells(true, tolerance))[inner]),
-            np.count_nonzero(said[inner]),
-            np.count_nonzero((true & _within_cells(said, tolerance))[inner]),
+    """`(4,)`: given cells near a true one, given cells, true cells near a given one, true cells, of the inner cells.
+
+    Args:
+        true: Cells of a class.
+        given: Cells that were given that class.
+        cells: How far apart two cells are still near.
+        inner: The cells to count, all of them when empty.
+    """
+    return np.array(
+        [
+            np.count_nonzero((given & _within_cells(true, cells))[inner]),
+            np.count_nonzero(given[inner]),
+            np.count_nonzero((true & _within_cells(given, cells))[inner]),
             np.count_nonzero(true[inner]),
-        )
-    return counted
+        ],
+        np.int64,
+    )
 
 
 def _within_cells(mask: npt.NDArray[np.bool_], cells: int) -> npt.NDArray[np.bool_]:

@@ -12,6 +12,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
+from geobatch.storage import join_url
+from geobatch.train.board import tell_board
 from geobatch.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from geobatch.train.objectives import AnyObjective
 from geobatch.train.spec import TrainJob
@@ -88,6 +90,7 @@ class RayPlace:
         self.device = ray.train.torch.get_device()
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
         self._epochs, self._steps = training.epochs, training.steps_per_epoch
+        self._folder = join_url(plan.place, plan.run)
         self._teller = Teller(plan.place, plan.run, self._epochs * self._steps)
         self._watchdog = Watchdog(plan.job.resources.hang_s)
 
@@ -131,6 +134,7 @@ class RayPlace:
         if self.rank != 0:
             ray.train.report(figures)
             return
+        tell_board(self._folder, progress.history)
         self._teller.tell(figures["epoch"] * self._steps, epoch_line(figures, self._epochs))
         with tempfile.TemporaryDirectory() as folder:
             save_checkpoint(Path(folder), state, progress)
