@@ -24,6 +24,7 @@ from geobatch.errors import IntegrityError, NotFoundError
 from geobatch.models import build_model
 from geobatch.models.reach import verified_reach
 from geobatch.preprocess import Chain, Crop
+from geobatch.preprocess.bands import Bands
 from geobatch.preprocess.curves import Curves
 from geobatch.storage import open_storage
 
@@ -86,6 +87,7 @@ class BundleSpec(_Frozen):
 
     Attributes:
         curves: Of a network of logs: the fitted curves, its channels.
+        bands: Of a network of rasters: the fitted bands, its channels.
         window: Of a network of sequences: the samples it was trained on at a time.
     """
 
@@ -97,6 +99,7 @@ class BundleSpec(_Frozen):
     classes: tuple[ClassInfo, ...]
     chain: Chain
     curves: Curves | None = None
+    bands: Bands | None = None
     window: int | None = None
     reach: ReachInfo
     data: DataDescription
@@ -108,7 +111,7 @@ class BundleSpec(_Frozen):
     def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A bundle of volumes reads, and hashes, as it did before there were others."""
         document: dict[str, Any] = serialize(self)
-        for key in ("curves", "window"):
+        for key in ("curves", "bands", "window"):
             if document[key] is None:
                 del document[key]
         return document
@@ -145,6 +148,7 @@ def make_bundle(
     chain: Chain,
     data: DataDescription,
     curves: Curves | None = None,
+    bands: Bands | None = None,
     window: int | None = None,
     metrics: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -163,6 +167,7 @@ def make_bundle(
         chain: The preprocessing, fitted. A crop is left out: it names a place in the survey trained on.
         data: What it was trained on.
         curves: Of a network of logs, fitted.
+        bands: Of a network of rasters, fitted.
         window: Of a network of sequences: the samples it was trained on at a time.
         metrics: Figures of the held-out data.
         provenance: Where it comes from.
@@ -183,6 +188,7 @@ def make_bundle(
         classes=classes,
         chain=chain.model_copy(update={"steps": tuple(step for step in chain.steps if not isinstance(step, Crop))}),
         curves=curves,
+        bands=bands,
         window=window,
         reach=ReachInfo(**dataclasses.asdict(reach), tiling_deviation=deviation),
         data=data,

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from geobatch.train.rasters import RasterTask
 from geobatch.train.source import Task
 from geobatch.train.spec import TrainJob
 from geobatch.train.volumes import VolumeTask
 from geobatch.train.wells import WellsTask
 
-TASKS: dict[str, Callable[[TrainJob], Task]] = {"volume": VolumeTask, "wells": WellsTask}
+TASKS: dict[str, Callable[[TrainJob], Task]] = {
+    "raster": RasterTask,
+    "volume": VolumeTask,
+    "wells": WellsTask,
+}
 
 
 def open_task(job: TrainJob) -> Task:

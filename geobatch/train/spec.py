@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from geobatch.preprocess import Chain
+from geobatch.preprocess.bands import Bands
 from geobatch.preprocess.base import Frozen
 from geobatch.preprocess.curves import Curves
 from geobatch.train.networks import SEQUENCE_NETWORKS, NetworkSpec, UNetSpec
@@ -55,26 +56,56 @@ class WellsData(Frozen):
         return curves
 
 
+class RasterData(Frozen):
+    """A raster survey and the classes of its cells, on the same grid.
+
+    Attributes:
+        kind: `raster`.
+        survey: URL of the survey.
+        labels: URL of the label survey.
+        variable: which of its maps holds the classes.
+        bands: see `preprocess.bands.Bands`; nothing of it may be fitted.
+    """
+
+    kind: Literal["raster"]
+    survey: str = Field(min_length=1)
+    labels: str = Field(min_length=1)
+    variable: str = "class_map"
+    bands: Bands = Bands()
+
+    @field_validator("bands")
+    @classmethod
+    def _unfitted(cls, bands: Bands) -> Bands:
+        if bands.mean:
+            raise ValueError("figures are fitted by the run and cannot be given")
+        return bands
+
+
 def _volume_unless_told(given: Any) -> Any:
     return {"kind": "volume", **given} if isinstance(given, dict) else given
 
 
-TrainingData = Annotated[VolumeData | WellsData, Field(discriminator="kind"), BeforeValidator(_volume_unless_told)]
+TrainingData = Annotated[
+    VolumeData | WellsData | RasterData, Field(discriminator="kind"), BeforeValidator(_volume_unless_told)
+]
 
 
 class Validation(Frozen):
-    """Ground whose labels and samples train no weight: of volumes a band of lines, of logs whole wells.
+    """Ground whose labels train no weight: of volumes a band of lines, of logs whole wells, of rasters blocks.
+
+    Samples of the band and of the wells train none either; those of blocks are seen around what is trained on.
 
     Statistics of a volume's preprocessing come from the whole survey, the band included, as they do in scoring, where
     they are fitted to the survey being scored: the metrics measure the network, not its preprocessing. Those of logs
     come from the wells of training.
 
     Attributes:
-        fraction: of the lines, the last ones, or of the wells, held out; 0 validates nothing.
+        fraction: of the lines, the last ones, of the wells, or of the blocks, held out; 0 validates nothing.
         axis: of volumes: the axis along which lines are counted; by default that of the sections, or `inline`.
         lines: of volumes: numbers of the first and last line held out, instead of a fraction of them; the band holds
             the first or the last line of the survey.
-        guard: lines nearer than this to the band, by their numbers, are used by neither.
+        guard: lines nearer than this to the band, by their numbers, or cells nearer to a block, are used by neither.
+        block: of rasters: cells along each side of a block.
         patches: at most so many are scored per epoch, of volumes.
         wells: of logs: those held out, instead of a fraction of them.
     """
@@ -83,6 +114,7 @@ class Validation(Frozen):
     axis: Literal["inline", "crossline"] | None = None
     lines: tuple[float, float] | None = None
     guard: int = Field(default=8, ge=0)
+    block: int = Field(default=64, ge=1)
     patches: int = Field(default=32, ge=1)
     wells: tuple[str, ...] | None = None
 
@@ -113,7 +145,7 @@ class Training(Frozen):
 
     Attributes:
         patch: cells along inline, crossline and sample, clipped to the surveys, 64 of each by default; along the two
-            axes of sections, 256 by default; or along depth, 64 by default.
+            axes of sections, 256 by default; along y and x, 128 by default; or along depth, 64 by default.
         batch: patches per worker and step; on a CPU 1 takes a slow path of PyTorch, twice the time per patch.
         steps_per_epoch: optimiser steps between two validations and checkpoints.
         epochs: how many of those.
@@ -224,16 +256,16 @@ class TrainJob(Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         kinds = {data.kind for data in self.data}
-        if len(kinds) > 1 or (kinds == {"wells"} and len(self.data) > 1):
-            raise ValueError("data: several volumes, or one survey of wells")
+        if len(kinds) > 1 or (kinds != {"volume"} and len(self.data) > 1):
+            raise ValueError("data: several volumes, or one survey of another kind")
         sections = {data.sections for data in self.data if isinstance(data, VolumeData)}
         if len(sections) > 1:
             raise ValueError("data: sections across one axis, in all of the surveys")
-        axes = 1 if kinds == {"wells"} else 3 if sections == {None} else 2
+        axes = {"wells": 1, "raster": 2}.get(self.data[0].kind, 3 if sections == {None} else 2)
         if self.training.patch is not None and len(self.training.patch) != axes:
             raise ValueError(f"training.patch: {len(self.training.patch)} axes, of data with {axes}")
-        if kinds == {"wells"} and self.preprocess.steps:
-            raise ValueError("preprocess: logs are prepared by data.curves")
+        if kinds != {"volume"} and self.preprocess.steps:
+            raise ValueError("preprocess: of volumes; logs are prepared by data.curves, rasters by data.bands")
         if axes > 1 and self.model.name in SEQUENCE_NETWORKS:
             raise ValueError(f"model: {self.model.name} takes data of one axis, such as wells")
         if self.training.loss == "bce" and kinds != {"windows"}:

@@ -28,7 +28,7 @@ from geobatch.train.networks import ForeignSpec
 from geobatch.train.places import WorkerPlan
 from geobatch.train.schedule import epochs_since_best
 from geobatch.train.source import Task
-from geobatch.train.spec import TrainJob, VolumeData, WellsData
+from geobatch.train.spec import RasterData, TrainJob, VolumeData, WellsData
 from geobatch.train.state import TrainingState
 from geobatch.train.telling import OnProgress, watched
 
@@ -93,8 +93,8 @@ def _absolute(job: TrainJob) -> TrainJob:
     return job.model_copy(update={"data": data, "init_from": begin, "output": absolute_url(job.output)})
 
 
-def _urls(data: VolumeData | WellsData) -> tuple[str, ...]:
-    return ("survey", "labels") if isinstance(data, VolumeData) else ("survey",)
+def _urls(data: VolumeData | WellsData | RasterData) -> tuple[str, ...]:
+    return ("survey",) if isinstance(data, WellsData) else ("survey", "labels")
 
 
 def run_hash(job: TrainJob, task: Task) -> str:
