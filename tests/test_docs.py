@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer.main
 import yaml
 from surveys import random_volume, write_bundle, write_survey
 
 from geobatch.cli import app
 from geobatch.job import load_job, parse_job
+from geobatch.models import build_model
+from geobatch.train.spec import TrainJob
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -47,7 +50,7 @@ def test_readme_code_runs(tmp_path: Path) -> None:
 
 
 def test_readme_keys_of_a_scoring_job_are_valid() -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.S)
+    _, block = re.findall(r"```yaml\n(.*?)```", README, re.S)
     keys = yaml.safe_load(block)
     places = {"job": "score", "survey": "a", "bundle": "b", "output": "c"}
     together = [("mode", "overlap", "weights"), ("sections", "combine")]
@@ -55,6 +58,14 @@ def test_readme_keys_of_a_scoring_job_are_valid() -> None:
     for group in [*together, *alone]:
         job = parse_job({**places, **{key: keys[key] for key in group}})
         assert not set(group) - set(job.model_fields_set)
+
+
+def test_readme_model_of_another_library_is_valid_and_builds() -> None:
+    pytest.importorskip("monai")
+    block, _ = re.findall(r"```yaml\n(.*?)```", README, re.S)
+    job = TrainJob.model_validate({"data": [{"survey": "a", "labels": "b"}], "output": "c", **yaml.safe_load(block)})
+    network = build_model(job.model.build(1, 2, 3))
+    assert network.eval()(torch.zeros(1, 1, 20, 33, 16)).shape == (1, 2, 20, 33, 16)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.name)

@@ -115,6 +115,20 @@ def test_a_fault_beside_its_place_is_found_within_the_tolerance_and_no_further(t
     assert result["within"]["classes"]["salt"]["f1"] is None
 
 
+@given(st.integers(0, 3), st.integers(0, 2**30), st.floats(0.001, 0.2))
+def test_what_is_near_is_near_by_the_distance_itself(cells: int, seed: int, share: float) -> None:
+    mask = np.random.default_rng(seed).random((9, 7, 8)) < share
+    places = np.argwhere(mask)
+    grid = np.stack(np.meshgrid(*map(np.arange, mask.shape), indexing="ij"), axis=-1)
+    expected = (((grid[..., None, :] - places) ** 2).sum(axis=-1) <= cells**2).any(axis=-1)
+    np.testing.assert_array_equal(evaluate_count._within_cells(mask, cells), expected)
+    shifted, evaluate_count.SHIFTED = evaluate_count.SHIFTED, 0
+    try:
+        np.testing.assert_array_equal(evaluate_count._within_cells(mask, cells), expected)
+    finally:
+        evaluate_count.SHIFTED = shifted
+
+
 def test_what_was_learnt_without_data_stands_beside_the_network(tmp_path: Path) -> None:
     # Two layers; below them, where nothing was labelled in training, the most frequent class stands in.
     truth = np.zeros((12, 6, 9), np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from geobatch.train.evaluate_spec import EvaluateJob
 from geobatch.train.metrics import Counts, confusion_matrix
 
 BINS = 20
+SHIFTED = 3
 _BLOCK_CELLS = 256
 _ALL = 2**62
 _SMALL_CELLS = 2**25
@@ -221,7 +223,16 @@ def _within_cells(mask: npt.NDArray[np.bool_], cells: int) -> npt.NDArray[np.boo
     """Where the nearest cell of the mask is no further than so many cells."""
     if not cells or not mask.any():
         return mask
-    near: npt.NDArray[np.bool_] = distance_transform_edt(~mask) <= cells
+    if cells > SHIFTED:
+        far: npt.NDArray[np.bool_] = distance_transform_edt(~mask) <= cells
+        return far
+    # A few dozen shifts of bits take a tenth of the time of a distance transform.
+    padded, near = np.pad(mask, cells), np.zeros_like(mask)
+    steps = range(-cells, cells + 1)
+    for shift in itertools.product(steps, repeat=mask.ndim):
+        if sum(step * step for step in shift) <= cells * cells:
+            own = (slice(cells + s, cells + s + size) for s, size in zip(shift, mask.shape, strict=True))
+            near |= padded[tuple(own)]
     return near
 
 
