@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import math
 import os
-from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -19,7 +18,7 @@ from geobatch.models import build_model
 from geobatch.models.bundle import DESCRIPTION, Bundle, load_bundle, make_bundle, save_bundle
 from geobatch.storage import absolute_url, arrow_filesystem, join_url
 from geobatch.survey import control_url
-from geobatch.train.checkpoint import Progress, load_checkpoint
+from geobatch.train.checkpoint import Progress
 from geobatch.train.kinds import open_task
 from geobatch.train.loop import train_worker
 from geobatch.train.metrics import load_penalty
@@ -44,6 +43,7 @@ def train(job: TrainJob, on_progress: OnProgress = lambda step, steps, line: Non
         NotFoundError: a survey is not there.
         UsageError: the output holds the bundle of another run, or loss or weights did not stay finite.
         MismatchError: surveys and labels do not fit together, or the network cannot be tiled exactly.
+        IntegrityError: every checkpoint of the run is damaged.
         TransientError: workers failed more often than `training.max_failures`.
     """
     job = _absolute(job)
@@ -53,6 +53,7 @@ def train(job: TrainJob, on_progress: OnProgress = lambda step, steps, line: Non
         return job.output
     cluster.connect(cpus=math.ceil(job.resources.workers * job.resources.threads))
     plan = make_plan(job, task, f"run-{run[:16]}")
+    _tell_damaged(plan, on_progress)
     with watched(plan.place, plan.run, on_progress):
         progress, network = _run_workers(plan)
     after = epochs_since_best(progress.history) if job.training.early_stop else 0
@@ -60,6 +61,15 @@ def train(job: TrainJob, on_progress: OnProgress = lambda step, steps, line: Non
     metrics = {"loss": kept["loss"], "validation": kept["validation"], "history": progress.history}
     save_bundle(job.output, trained_bundle(plan, task, network, metrics, run))
     return job.output
+
+
+def _tell_damaged(plan: WorkerPlan, on_progress: OnProgress) -> None:
+    """Tell of checkpoints that are damaged and passed over."""
+    whole, damaged = plan.checkpoints().whole()
+    training = plan.job.training
+    for error in damaged:
+        line = f"warning: {error.where}: {error.what}; the run continues from {whole[-1]}"
+        on_progress(0, training.steps_per_epoch * training.epochs, line)
 
 
 def trained_bundle(plan: WorkerPlan, task: Task, network: Any, metrics: dict[str, Any], run: str) -> Bundle:
@@ -157,7 +167,6 @@ def _run_workers(plan: WorkerPlan) -> tuple[Progress, Any]:
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=job.training.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             worker_runtime_env={"env_vars": cluster.worker_environment()},
         ),
@@ -170,9 +179,7 @@ def _run_workers(plan: WorkerPlan) -> tuple[Progress, Any]:
     if result.return_value is not None:
         raise result.return_value
     state = TrainingState.of(build_model(plan.network), job.training)
-    with result.checkpoint.as_directory() as folder:
-        progress = load_checkpoint(Path(folder), state)
-    return progress, state.result()
+    return plan.checkpoints().last(state), state.result()
 
 
 def _explained(error: Exception, job: TrainJob) -> GeobatchError:
