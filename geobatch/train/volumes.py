@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from geobatch.errors import MismatchError
 from geobatch.models.bundle import QUANTILES, ClassInfo, DataDescription
 from geobatch.preprocess import Chain
+from geobatch.storage.chunks import KEPT
 from geobatch.survey import VOLUME_AXES
 from geobatch.train.data import (
     PatchReader,
@@ -104,7 +105,9 @@ class VolumeTask:
     def source(self, fitted: dict[str, Any]) -> VolumeSource:
         """See `Task`."""
         readers = self._readers(fitted)
-        cache_within(readers, self.job.resources.cache_mib * 2**20)
+        left = cache_within(readers, self.job.resources.cache_mib * 2**20)
+        # Of the others, parts are read again and again.
+        KEPT.limit(left if any(reader.cached is None for reader in readers) else 0)
         return VolumeSource(readers, self.job)
 
     def objective(self, fitted: dict[str, Any]) -> Classes:

@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import ray
 import torch
+import training_line
 from struck import Fault, Outcome
-from training_line import TrainingLine, struck_worker
+from training_line import TrainingLine
 
 from geobatch.errors import IntegrityError
 from geobatch.interpretation.synthetic import SyntheticSurvey
@@ -206,7 +208,9 @@ def quick_reports(monkeypatch: pytest.MonkeyPatch) -> None:
 def strikes(steps: list[int], keys: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Let the first worker kill itself at these points, once at each; what tells how many have struck."""
     folder.mkdir()
-    worker = functools.partial(struck_worker, str(folder), steps, keys)
+    # Workers cannot import what only tests can.
+    ray.cloudpickle.register_pickle_by_value(training_line)
+    worker = functools.partial(training_line.struck_worker, str(folder), steps, keys)
     monkeypatch.setattr("geobatch.train.train.train_worker", worker)
     return lambda: len(list(folder.iterdir()))
 
