@@ -5,7 +5,6 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
