@@ -39,6 +39,7 @@ Size3 = tuple[int, int, int]
 
 _TRIES = 8
 _CELL_BYTES = 5
+_SLAB = 64
 
 
 @dataclass(frozen=True)
@@ -202,8 +203,8 @@ class PatchReader:
         """Prepare the whole survey and keep it in memory, slab by slab."""
         inlines, crosslines, samples = self.volume.shape
         amplitude, labels = np.empty(self.volume.shape, np.float32), np.empty(self.volume.shape, np.uint8)
-        for start in range(0, inlines, 64):
-            slab = slice(start, min(start + 64, inlines))
+        for start in range(0, inlines, _SLAB):
+            slab = slice(start, min(start + _SLAB, inlines))
             amplitude[slab], labels[slab] = self._read_stored((slab, slice(0, crosslines), slice(0, samples)))
         self.cached = (amplitude, labels)
 
@@ -309,6 +310,27 @@ def class_counts(readers: Sequence[PatchReader], patch: Size3, tiles: int = 256)
             labels = reader.read_labels(tile)
             counts += np.bincount(labels[labels != INVALID_CLASS], minlength=reader.classes)
     return counts
+
+
+def require_labels(readers: Sequence[PatchReader]) -> None:
+    """Look for a labelled cell on training ground, slab by slab.
+
+    Raises:
+        DataError: there is none.
+    """
+    for reader in readers:
+        inline, crossline, sample = reader.train
+        for start in range(inline.start, inline.stop, _SLAB):
+            labels = reader.read_labels((slice(start, min(start + _SLAB, inline.stop)), crossline, sample))
+            if (labels != INVALID_CLASS).any():
+                return
+    raise DataError(
+        "no cell is labelled outside of what is held out",
+        where=", ".join(reader.labels_url for reader in readers),
+        measured="unlabelled cells alone",
+        limit=f"a class from 0 to {readers[0].classes - 1} somewhere",
+        remedy="Check the labels' variable, the crop in preprocess, and validation.fraction and guard.",
+    )
 
 
 def prepared_sample(reader: PatchReader, cells: int = 32, tiles: int = 64) -> npt.NDArray[np.float32]:

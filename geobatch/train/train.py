@@ -21,6 +21,7 @@ from geobatch.survey import control_url
 from geobatch.train.checkpoint import Progress
 from geobatch.train.kinds import open_task
 from geobatch.train.loop import train_worker
+from geobatch.train.memory import require_memory
 from geobatch.train.metrics import load_penalty
 from geobatch.train.places import WorkerPlan
 from geobatch.train.schedule import epochs_since_best
@@ -28,6 +29,7 @@ from geobatch.train.source import Task
 from geobatch.train.spec import TrainJob, VolumeData, WellsData
 from geobatch.train.state import TrainingState
 from geobatch.train.telling import OnProgress, watched
+from geobatch.train.volumes import VolumeTask
 
 HEALTH_CHECK = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 """Ray waits 10 minutes by default for a process that does not answer."""
@@ -41,7 +43,9 @@ def train(job: TrainJob, on_progress: OnProgress = lambda step, steps, line: Non
 
     Raises:
         NotFoundError: a survey is not there.
-        UsageError: the output holds the bundle of another run, or loss or weights did not stay finite.
+        UsageError: the output holds the bundle of another run, a worker does not fit in memory, or loss or weights did
+            not stay finite.
+        DataError: a label is no class, or nothing is labelled.
         MismatchError: surveys and labels do not fit together, or the network cannot be tiled exactly.
         IntegrityError: every checkpoint of the run is damaged.
         TransientError: workers failed more often than `training.max_failures`.
@@ -53,6 +57,8 @@ def train(job: TrainJob, on_progress: OnProgress = lambda step, steps, line: Non
         return job.output
     cluster.connect(cpus=math.ceil(job.resources.workers * job.resources.threads))
     plan = make_plan(job, task, f"run-{run[:16]}")
+    if isinstance(task, VolumeTask):
+        require_memory(plan, *task.memory(plan.fitted))
     _tell_damaged(plan, on_progress)
     with watched(plan.place, plan.run, on_progress):
         progress, network = _run_workers(plan)

@@ -24,6 +24,7 @@ from geobatch.train.data import (
     open_labelled,
     patch_size,
     prepared_sample,
+    require_labels,
     validation_patches,
 )
 from geobatch.train.objectives import Classes
@@ -114,11 +115,19 @@ class VolumeTask:
         """See `Task`."""
         readers = self._readers(fitted)
         counts = class_counts(readers, patch_size(readers, _patch(self.job)))
+        if not counts.any():
+            require_labels(readers)
         return Classes.of(tuple(entry.name for entry in self.classes), counts, self.job.training)
 
     def in_channels(self, fitted: dict[str, Any]) -> int:
         """The amplitude alone."""
         return 1
+
+    def memory(self, fitted: dict[str, Any]) -> tuple[tuple[int, ...], int]:
+        """Channels and cells per axis of an example, and the bytes of all surveys prepared."""
+        readers = self._readers(fitted)
+        example = (self.in_channels(fitted), *patch_size(readers, _patch(self.job)))
+        return example, sum(reader.cache_bytes for reader in readers)
 
     def bundled(self, fitted: dict[str, Any]) -> dict[str, Any]:
         """See `Task`."""
