@@ -39,6 +39,7 @@ bench: .venv .rivals
 	$(BIN)/python benchmarks/dispatch.py
 	$(BIN)/python benchmarks/forecast.py
 	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/codecs.py
 
 # The rivals that benchmarks measure, each in an environment of its own.

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import threading
-from collections.abc import Iterator
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from geobatch.errors import DataError, MismatchError, UsageError
 from geobatch.interpretation.synthetic import SyntheticSurvey
 from geobatch.interpretation.synthetic_files import write_labels, write_survey
 from geobatch.preprocess import Chain
+from geobatch.storage.chunks import KEPT
 from geobatch.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from geobatch.train.data import (
     LabelledSurvey,
@@ -97,6 +100,28 @@ def test_the_cache_keeps_its_limit(survey: LabelledSurvey) -> None:
     readers = [reader_of(survey), reader_of(survey)]
     cache_within(readers, readers[0].cache_bytes + 1)
     assert readers[0].cached is not None and readers[1].cached is None
+
+
+def test_kept_chunks_change_no_patch_and_keep_their_limit(urls: VolumeData) -> None:
+    patches = [draw_patch([reader_of(open_labelled(urls))], PATCH, PLAIN, (1, 0, item)) for item in range(6)]
+    whole = 4 * math.prod(SHAPE)
+    try:
+        # In the smaller one, what is kept is dropped all the time.
+        for limit, turns in ((whole // 4, 2), (4 * whole, 2)):
+            KEPT.limit(limit)
+            reader = reader_of(open_labelled(urls))
+            for _ in range(turns):
+                asked = KEPT.hits + KEPT.misses
+                before = KEPT.misses
+                for item, patch in enumerate(patches):
+                    for one, other in zip(draw_patch([reader], PATCH, PLAIN, (1, 0, item)), patch, strict=True):
+                        np.testing.assert_array_equal(one, other)
+                    assert 0 < KEPT.held_bytes <= limit
+                assert KEPT.hits + KEPT.misses > asked
+        assert KEPT.misses == before
+    finally:
+        KEPT.limit(0)
+    assert KEPT.held_bytes == 0
 
 
 def test_training_never_reads_the_validation_band_nor_its_guard(survey: LabelledSurvey) -> None:
@@ -256,23 +281,36 @@ def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
 
 
 def test_prefetched_items_arrive_in_order_and_an_error_where_it_happened() -> None:
-    assert list(prefetch(lambda: iter(range(20)))) == list(range(20))
+    def slow_at_first(key: int) -> int:
+        time.sleep(0.02 / (key + 1))
+        return key
 
-    def failing() -> Iterator[int]:
-        yield 1
-        raise DataError("bad patch")
+    assert list(prefetch(slow_at_first, range(20), 4)) == list(range(20))
 
-    items = prefetch(failing)
-    assert next(items) == 1
+    def failing(key: int) -> int:
+        if key == 2:
+            raise DataError("bad patch")
+        return key
+
+    items = prefetch(failing, range(10), 4)
+    assert [next(items), next(items)] == [0, 1]
     with pytest.raises(DataError, match="bad patch"):
         next(items)
 
 
-def test_closing_a_prefetch_ends_its_thread() -> None:
-    items = prefetch(lambda: iter(range(10**9)))
+def test_prefetch_is_no_further_ahead_than_it_has_threads() -> None:
+    begun: list[int] = []
+    items = prefetch(lambda key: begun.append(key) or key, range(100), 3)
+    assert next(items) == 0
+    items.close()
+    assert len(begun) <= 4
+
+
+def test_closing_a_prefetch_ends_its_threads() -> None:
+    items = prefetch(lambda key: key, itertools.count(), 4)
     next(items)
     items.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "geobatch-prefetch"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("geobatch-prefetch")]
 
 
 def test_a_checkpoint_restores_weights_optimiser_and_progress(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -54,9 +55,16 @@ def held_bytes(network: nn.Module, shape: tuple[int, ...], dtype: torch.dtype = 
         dtype: What it computes in.
     """
     running = for_inference(network).to(device="meta", dtype=dtype)
-    with _Held() as held:
-        running(torch.empty(shape, device="meta", dtype=dtype))
-    return int(held.most * SCRATCH)
+    inputs = torch.empty(shape, device="meta", dtype=dtype)
+    return int(tensor_bytes(lambda: running(inputs)) * SCRATCH)
+
+
+def tensor_bytes(work: Callable[[], object]) -> int:
+    """The most bytes that tensors made by some work hold at once; those of the device `meta` count as if real."""
+    held = _Held()
+    with held:
+        work()
+    return held.most
 
 
 class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]

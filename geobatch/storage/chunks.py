@@ -3,6 +3,8 @@
 Zarr reads an empty answer as fill value without a word, and knows nothing of tries. In every array of geobatch each
 chunk and each shard index ends in its crc32c: what arrives is checked before Zarr sees it, and asked for again by
 itself. Metadata come through `Storage.get`, which compares them with the checksum that S3 stored.
+
+A process that reads the same chunks again and again, as training does, keeps some of them: `KEPT`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from geobatch.errors import IntegrityError, NotFoundError, StorageError
 from geobatch.storage import patience
 from geobatch.storage.files import FileStorage
 from geobatch.storage.interface import Storage, join_url
+from geobatch.storage.kept import Kept
 from geobatch.storage.patience import Patience
 
 if TYPE_CHECKING:
@@ -36,6 +39,8 @@ Bytes = npt.NDArray[np.uint8]
 CRC_BYTES = 4
 INDEX_ENTRY = np.dtype("<u8")
 NO_CHUNK = 2**64 - 1
+KEPT: Kept[Buffer] = Kept()
+"""Parts of shards as they are stored, their indices among them; none until `KEPT.limit` allows some bytes."""
 _OUT_OF_RANGE = ("416 ", "NotPartial")
 
 
@@ -72,7 +77,12 @@ class VerifiedStore(zarr.storage.ObjectStore[Any]):
         if not chunk:
             return await self._metadata(key, prototype)
         if byte_range is not None:
-            return await self._verified(key, prototype, byte_range, _ends_in_crc)
+            name = (self.storage.url, key, str(byte_range))
+            if (kept := KEPT.get(name)) is None:
+                kept = await self._verified(key, prototype, byte_range, _ends_in_crc)
+                if kept is not None:
+                    KEPT.put(name, kept)
+            return kept
         index_bytes = await self._index_bytes(array)
         return await self._verified(key, prototype, None, lambda shard: _sound_shard(shard, index_bytes))
 

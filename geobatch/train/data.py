@@ -6,10 +6,11 @@ would have seen.
 
 from __future__ import annotations
 
+import itertools
 import math
-import queue
-import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -30,6 +31,7 @@ from geobatch.survey import (
 )
 from geobatch.train.spec import Augmentation, Validation, VolumeData
 
+K = TypeVar("K")
 T = TypeVar("T")
 Region = tuple[slice, slice, slice]
 Patch = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
@@ -37,6 +39,7 @@ Size3 = tuple[int, int, int]
 
 _TRIES = 8
 _CELL_BYTES = 5
+_SLAB = 64
 
 
 @dataclass(frozen=True)
@@ -206,8 +209,8 @@ class PatchReader:
         """Prepare the whole survey and keep it in memory, slab by slab."""
         inlines, crosslines, samples = self.volume.shape
         amplitude, labels = np.empty(self.volume.shape, np.float32), np.empty(self.volume.shape, np.uint8)
-        for start in range(0, inlines, 64):
-            slab = slice(start, min(start + 64, inlines))
+        for start in range(0, inlines, _SLAB):
+            slab = slice(start, min(start + _SLAB, inlines))
             amplitude[slab], labels[slab] = self._read_stored((slab, slice(0, crosslines), slice(0, samples)))
         self.cached = (amplitude, labels)
 
@@ -278,14 +281,15 @@ def _held_out(numbers: npt.NDArray[Any], validation: Validation, where: str) -> 
     return slice(int(free[0]), int(free[-1]) + 1), slice(int(own[0]), int(own[-1]) + 1)
 
 
-def cache_within(readers: Sequence[PatchReader], limit_bytes: int) -> None:
-    """Keep surveys in memory, in order, as long as they fit the limit together."""
+def cache_within(readers: Sequence[PatchReader], limit_bytes: int) -> int:
+    """Keep surveys in memory, in order, as long as they fit the limit together; return the bytes that are left."""
     left = limit_bytes
     for reader in readers:
         if reader.cache_bytes > left:
-            return
+            break
         left -= reader.cache_bytes
         reader.cache()
+    return left
 
 
 def patch_size(readers: Sequence[PatchReader], patch: Size3) -> Size3:
@@ -352,6 +356,27 @@ def class_counts(readers: Sequence[PatchReader], patch: Size3, tiles: int = 256)
     return counts
 
 
+def require_labels(readers: Sequence[PatchReader]) -> None:
+    """Look for a labelled cell on training ground, slab by slab.
+
+    Raises:
+        DataError: there is none.
+    """
+    for reader in readers:
+        inline, crossline, sample = reader.train
+        for start in range(inline.start, inline.stop, _SLAB):
+            labels = reader.read_labels((slice(start, min(start + _SLAB, inline.stop)), crossline, sample))
+            if (labels != INVALID_CLASS).any():
+                return
+    raise DataError(
+        "no cell is labelled outside of what is held out",
+        where=", ".join(reader.labels_url for reader in readers),
+        measured="unlabelled cells alone",
+        limit=f"a class from 0 to {readers[0].classes - 1} somewhere",
+        remedy="Check the labels' variable, the crop in preprocess, and validation.fraction and guard.",
+    )
+
+
 def prepared_sample(reader: PatchReader, cells: int = 32, tiles: int = 64) -> npt.NDArray[np.float32]:
     """Return valid prepared amplitudes of small tiles spread evenly over a survey's training ground."""
     parts = []
@@ -369,47 +394,24 @@ def spread_tiles(bounds: Region, patch: Size3, limit: int) -> list[Region]:
     return [_tile(bounds, patch, index) for index in zip(*np.unravel_index(chosen, grid), strict=True)]
 
 
-def prefetch(items: Callable[[], Iterator[T]], depth: int = 2) -> Generator[T, None, None]:
-    """Yield what an iterator gives, made in a background thread up to `depth` items ahead.
+def prefetch(make: Callable[[K], T], keys: Iterable[K], threads: int) -> Generator[T, None, None]:
+    """Yield what `make` makes of each key, in order, made ahead by several threads.
 
     Args:
-        items: makes the iterator; called in the thread, which ends when this generator is closed.
-        depth: items in memory, besides the one in use and the one being made.
+        make: called in the threads, which end when this generator is closed; what it raises is raised in its turn.
+        keys: of the items.
+        threads: so many items are being made or waiting, besides the one in use.
     """
-    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=depth)
-    closed = threading.Event()
-
-    def put(entry: tuple[bool, Any]) -> bool:
-        while not closed.is_set():
-            try:
-                ready.put(entry, timeout=0.2)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
+    left = iter(keys)
+    with ThreadPoolExecutor(threads, thread_name_prefix="geobatch-prefetch") as pool:
+        made = deque(pool.submit(make, key) for key in itertools.islice(left, threads))
         try:
-            for item in items():
-                if not put((True, item)):
-                    return
-            put((False, None))
-        except BaseException as error:  # Raised again where the items are used.
-            put((False, error))
-
-    thread = threading.Thread(target=work, name="geobatch-prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            more, item = ready.get()
-            if not more:
-                if item is not None:
-                    raise item
-                return
-            yield item
-    finally:
-        closed.set()
-        thread.join()
+            while made:
+                item = made.popleft().result()
+                made.extend(pool.submit(make, key) for key in itertools.islice(left, 1))
+                yield item
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _draw_region(bounds: Region, patch: Size3, random: np.random.Generator) -> Region:

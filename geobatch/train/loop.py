@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,7 @@ def fit_network(plan: WorkerPlan, place: Place, source: Source) -> nn.Module | U
     progress = place.restored(state)
     parallel = place.prepared(network)
     first = progress.epochs * job.training.steps_per_epoch
-    with closing(prefetch(lambda: _batches(worker, first))) as batches:
+    with closing(_batches(worker, first)) as batches:
         for epoch in range(progress.epochs, job.training.epochs):
             if job.training.early_stop and epochs_since_best(progress.history) >= job.training.early_stop:
                 break
@@ -117,12 +118,16 @@ def begin_from(url: str, network: nn.Module) -> None:
     network.load_state_dict(alike, strict=False)
 
 
-def _batches(worker: _Worker, first: int) -> Iterator[Batch]:
-    """Yield batches from step `first` to the last."""
+def _batches(worker: _Worker, first: int) -> Generator[Batch, None, None]:
+    """Yield batches from step `first` to the last, made ahead."""
     training = worker.plan.job.training
-    for step in range(first, training.epochs * training.steps_per_epoch):
-        for part in range(training.accumulate):
-            yield Batch.of([worker.source.draw(key) for key in _keys(training, step, worker.place.rank, part)])
+    steps = range(first, training.epochs * training.steps_per_epoch)
+
+    def batch(place: tuple[int, int]) -> Batch:
+        return Batch.of([worker.source.draw(key) for key in _keys(training, place[0], worker.place.rank, place[1])])
+
+    places = itertools.product(steps, range(training.accumulate))
+    return prefetch(batch, places, worker.plan.job.resources.readers)
 
 
 def _keys(training: Training, step: int, rank: int, part: int) -> list[tuple[int, ...]]:

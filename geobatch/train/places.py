@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any, Protocol
 
 import ray.train
 import ray.train.torch
 import torch
+import torch.distributed
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
+from geobatch.errors import TransientError
 from geobatch.storage import join_url
 from geobatch.train.board import tell_board
-from geobatch.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from geobatch.train.checkpoint import Checkpoints, Progress
 from geobatch.train.objectives import AnyObjective
 from geobatch.train.spec import TrainJob
 from geobatch.train.state import TrainingState
@@ -42,6 +42,10 @@ class WorkerPlan(BaseModel):
     fitted: dict[str, Any]
     network: dict[str, Any]
     objective: AnyObjective
+
+    def checkpoints(self) -> Checkpoints:
+        """Those of the run."""
+        return Checkpoints(join_url(self.place, self.run))
 
 
 class Place(Protocol):
@@ -93,6 +97,7 @@ class RayPlace:
         self._folder = join_url(plan.place, plan.run)
         self._teller = Teller(plan.place, plan.run, self._epochs * self._steps)
         self._watchdog = Watchdog(plan.job.resources.hang_s)
+        self._checkpoints = plan.checkpoints()
 
     def prepared(self, network: nn.Module) -> nn.Module:
         """See `Place`."""
@@ -104,11 +109,15 @@ class RayPlace:
 
     def restored(self, state: TrainingState) -> Progress:
         """See `Place`."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return Progress()
-        with checkpoint.as_directory() as folder:
-            return load_checkpoint(Path(folder), state)
+        progress = self._checkpoints.restore(state)
+        if torch.distributed.is_initialized():
+            epochs = torch.tensor([progress.epochs, -progress.epochs], device=self.device)
+            torch.distributed.all_reduce(epochs, torch.distributed.ReduceOp.MAX)
+            if epochs[0] != -epochs[1]:
+                raise TransientError(
+                    "workers found different checkpoints", measured=f"epoch {progress.epochs} and more"
+                )
+        return progress
 
     def step_done(self, step: int) -> None:
         """See `Place`."""
@@ -131,15 +140,12 @@ class RayPlace:
 
     def _report(self, state: TrainingState, progress: Progress) -> None:
         figures = progress.history[-1]
-        if self.rank != 0:
-            ray.train.report(figures)
-            return
-        tell_board(self._folder, progress.history)
-        self._teller.tell(figures["epoch"] * self._steps, epoch_line(figures, self._epochs))
-        with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(Path(folder), state, progress)
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report(figures, checkpoint=checkpoint, checkpoint_dir_name=f"epoch-{progress.epochs:05d}")
+        if self.rank == 0:
+            self._checkpoints.store(state, progress)
+            tell_board(self._folder, progress.history)
+            self._teller.tell(figures["epoch"] * self._steps, epoch_line(figures, self._epochs))
+        # Every worker waits here for the first one.
+        ray.train.report(figures)
 
 
 class AlonePlace:

@@ -218,7 +218,9 @@ class TrainResources(Frozen):
         gpu: give each worker a GPU.
         hang_s: a worker that makes no step for so long is started again from the last checkpoint; longer where its
             steps take more than a tenth of it.
-        cache_mib: surveys up to this size together are kept prepared in each worker's memory.
+        cache_mib: memory of each worker for data: surveys that fit in it together are kept prepared; of the others,
+            the chunks that were read last.
+        readers: threads of each that make batches ahead; as many batches are in memory.
     """
 
     workers: int = Field(default=1, ge=1)
@@ -226,6 +228,7 @@ class TrainResources(Frozen):
     gpu: bool = False
     hang_s: float = Field(default=45.0, ge=1)
     cache_mib: int = Field(default=1024, ge=0)
+    readers: int = Field(default=4, ge=1, le=64)
 
 
 class TrainJob(Frozen):

@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import math
 import os
-from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -20,9 +19,10 @@ from geobatch.models.bundle import DESCRIPTION, Bundle, load_bundle, make_bundle
 from geobatch.models.reach import verified_reach
 from geobatch.storage import absolute_url, arrow_filesystem, join_url
 from geobatch.survey import control_url
-from geobatch.train.checkpoint import Progress, load_checkpoint
+from geobatch.train.checkpoint import Progress
 from geobatch.train.kinds import open_task
 from geobatch.train.loop import train_worker
+from geobatch.train.memory import require_memory
 from geobatch.train.metrics import load_penalty
 from geobatch.train.networks import ForeignSpec
 from geobatch.train.places import WorkerPlan
@@ -31,6 +31,7 @@ from geobatch.train.source import Task
 from geobatch.train.spec import RasterData, TrainJob, VolumeData, WellsData
 from geobatch.train.state import TrainingState
 from geobatch.train.telling import OnProgress, watched
+from geobatch.train.volumes import VolumeTask
 
 HEALTH_CHECK = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 """Ray waits 10 minutes by default for a process that does not answer."""
@@ -44,8 +45,11 @@ def train(job: TrainJob, on_progress: OnProgress = lambda step, steps, line: Non
 
     Raises:
         NotFoundError: a survey is not there.
-        UsageError: the output holds the bundle of another run, or loss or weights did not stay finite.
+        UsageError: the output holds the bundle of another run, a worker does not fit in memory, or loss or weights did
+            not stay finite.
+        DataError: a label is no class, or nothing is labelled.
         MismatchError: surveys and labels do not fit together, or the network cannot be tiled exactly.
+        IntegrityError: every checkpoint of the run is damaged.
         TransientError: workers failed more often than `training.max_failures`.
     """
     job = _absolute(job)
@@ -59,6 +63,9 @@ def train(job: TrainJob, on_progress: OnProgress = lambda step, steps, line: Non
         # What cannot become a bundle is not trained: strange networks are measured before.
         network, stride = build_model(plan.network), (job.model.stride,) * len(task.axes)
         verified_reach(network.eval(), task.in_channels(plan.fitted), stride)
+    if isinstance(task, VolumeTask):
+        require_memory(plan, *task.memory(plan.fitted))
+    _tell_damaged(plan, on_progress)
     with watched(plan.place, plan.run, on_progress):
         progress, network = _run_workers(plan)
     after = epochs_since_best(progress.history) if job.training.early_stop else 0
@@ -66,6 +73,15 @@ def train(job: TrainJob, on_progress: OnProgress = lambda step, steps, line: Non
     metrics = {"loss": kept["loss"], "validation": kept["validation"], "history": progress.history}
     save_bundle(job.output, trained_bundle(plan, task, network, metrics, run))
     return job.output
+
+
+def _tell_damaged(plan: WorkerPlan, on_progress: OnProgress) -> None:
+    """Tell of checkpoints that are damaged and passed over."""
+    whole, damaged = plan.checkpoints().whole()
+    training = plan.job.training
+    for error in damaged:
+        line = f"warning: {error.where}: {error.what}; the run continues from {whole[-1]}"
+        on_progress(0, training.steps_per_epoch * training.epochs, line)
 
 
 def trained_bundle(plan: WorkerPlan, task: Task, network: Any, metrics: dict[str, Any], run: str) -> Bundle:
@@ -163,7 +179,6 @@ def _run_workers(plan: WorkerPlan) -> tuple[Progress, Any]:
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=job.training.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             worker_runtime_env={"env_vars": cluster.worker_environment()},
         ),
@@ -176,9 +191,7 @@ def _run_workers(plan: WorkerPlan) -> tuple[Progress, Any]:
     if result.return_value is not None:
         raise result.return_value
     state = TrainingState.of(build_model(plan.network), job.training)
-    with result.checkpoint.as_directory() as folder:
-        progress = load_checkpoint(Path(folder), state)
-    return progress, state.result()
+    return plan.checkpoints().last(state), state.result()
 
 
 def _explained(error: Exception, job: TrainJob) -> GeobatchError:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from geobatch.errors import MismatchError
 from geobatch.models.bundle import QUANTILES, ClassInfo, DataDescription
 from geobatch.preprocess import Chain
+from geobatch.storage.chunks import KEPT
 from geobatch.survey import VOLUME_AXES
 from geobatch.train.data import (
     PatchReader,
@@ -24,6 +25,7 @@ from geobatch.train.data import (
     open_labelled,
     patch_size,
     prepared_sample,
+    require_labels,
     validation_patches,
 )
 from geobatch.train.objectives import Classes
@@ -106,18 +108,28 @@ class VolumeTask:
     def source(self, fitted: dict[str, Any]) -> VolumeSource:
         """See `Task`."""
         readers = self._readers(fitted)
-        cache_within(readers, self.job.resources.cache_mib * 2**20)
+        left = cache_within(readers, self.job.resources.cache_mib * 2**20)
+        # Of the others, parts are read again and again.
+        KEPT.limit(left if any(reader.cached is None for reader in readers) else 0)
         return VolumeSource(readers, self.job)
 
     def objective(self, fitted: dict[str, Any]) -> Classes:
         """See `Task`."""
         readers = self._readers(fitted)
         counts = class_counts(readers, patch_size(readers, _patch(self.job)))
+        if not counts.any():
+            require_labels(readers)
         return Classes.of(tuple(entry.name for entry in self.classes), counts, self.job.training)
 
     def in_channels(self, fitted: dict[str, Any]) -> int:
         """The amplitude alone."""
         return 1
+
+    def memory(self, fitted: dict[str, Any]) -> tuple[tuple[int, ...], int]:
+        """Channels and cells per axis of an example, and the bytes of all surveys prepared."""
+        readers = self._readers(fitted)
+        example = (self.in_channels(fitted), *patch_size(readers, _patch(self.job)))
+        return example, sum(reader.cache_bytes for reader in readers)
 
     def bundled(self, fitted: dict[str, Any]) -> dict[str, Any]:
         """See `Task`."""

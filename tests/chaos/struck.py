@@ -34,7 +34,7 @@ WRITES = ("put", "put_if_absent", "put_if_match", "delete")
 OPERATIONS = {FileStorage: ("get", *WRITES), S3Storage: ("read", *WRITES)}
 WAIT_S = 120
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-LINES = ("line", "ingest_line")
+LINES = ("line", "ingest_line", "training_line")
 
 
 @dataclass(frozen=True)
