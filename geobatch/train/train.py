@@ -46,7 +46,7 @@ def train(job: TrainJob, on_progress: OnProgress = lambda step, steps, line: Non
         MismatchError: surveys and labels do not fit together, or the network cannot be tiled exactly.
         TransientError: workers failed more often than `training.max_failures`.
     """
-    job = _absolute(job)
+    job = with_absolute_urls(job)
     task = open_task(job)
     run = run_hash(job, task)
     if _finished(job.output, run):
@@ -55,11 +55,15 @@ def train(job: TrainJob, on_progress: OnProgress = lambda step, steps, line: Non
     plan = make_plan(job, task, f"run-{run[:16]}")
     with watched(plan.place, plan.run, on_progress):
         progress, network = _run_workers(plan)
+    save_bundle(job.output, trained_bundle(plan, task, network, kept_figures(job, progress), run))
+    return job.output
+
+
+def kept_figures(job: TrainJob, progress: Progress) -> dict[str, Any]:
+    """What a bundle says of its training: figures of the epoch whose weights it has, and of all."""
     after = epochs_since_best(progress.history) if job.training.early_stop else 0
     kept = progress.history[len(progress.history) - 1 - after]
-    metrics = {"loss": kept["loss"], "validation": kept["validation"], "history": progress.history}
-    save_bundle(job.output, trained_bundle(plan, task, network, metrics, run))
-    return job.output
+    return {"loss": kept["loss"], "validation": kept["validation"], "history": progress.history}
 
 
 def trained_bundle(plan: WorkerPlan, task: Task, network: Any, metrics: dict[str, Any], run: str) -> Bundle:
@@ -78,7 +82,7 @@ def trained_bundle(plan: WorkerPlan, task: Task, network: Any, metrics: dict[str
     )
 
 
-def _absolute(job: TrainJob) -> TrainJob:
+def with_absolute_urls(job: TrainJob) -> TrainJob:
     """The job with plain paths made absolute: workers run in folders of their own."""
     data = tuple(
         item.model_copy(update={key: absolute_url(getattr(item, key)) for key in _urls(item)}) for item in job.data
@@ -125,9 +129,9 @@ def _finished(output: str, run: str) -> bool:
     return True
 
 
-def make_plan(job: TrainJob, task: Task, run: str) -> WorkerPlan:
-    """What workers are told, the preprocessing fitted."""
-    fitted = task.fit()
+def make_plan(job: TrainJob, task: Task, run: str, fitted: dict[str, Any] | None = None) -> WorkerPlan:
+    """What workers are told, the preprocessing fitted unless it is given."""
+    fitted = task.fit() if fitted is None else fitted
     objective = task.objective(fitted)
     return WorkerPlan(
         job=job,
