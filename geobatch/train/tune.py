@@ -85,6 +85,10 @@ class _Driver:
         self.job, self.trials, self.halted = job, list[Trial](), ""
         self._on_progress, self._store, self._fitted = on_progress, TrialStore(job.output), dict[str, Any]()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray stores its searcher and scheduler, and who watches progress cannot be stored."""
+        return {}
+
     def next(self) -> WorkerPlan | None:
         """What a worker is to do for the next trial that needs one; None where there is none yet, or no more."""
         while not self.ended and self._may_draw():
