@@ -111,9 +111,9 @@ def run(
     with _Progress(job.name, UNITS[job.job]) as update:
         result = run_job(job, force=force, on_progress=update)
     if job.job == "tune" and not as_json:
-        from geobatch.report.tuning import trial_table
+        from geobatch.report.tuning import short_table
 
-        _print_table(*trial_table(result))
+        _print_table(*short_table(result))
         result = {key: result[key] for key in ("metric", "bundle", "hash", "page")}
     _print_result(result, as_json)
 
@@ -332,9 +332,10 @@ def _print_result(result: dict[str, Any], as_json: bool) -> None:
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.table import Table
+    """Print a table whose last column takes the room that is left."""
+    from rich.table import Column, Table
 
-    table = Table(*header, box=None)
+    table = Table(*(Column(name, no_wrap=name != header[-1], overflow="fold") for name in header), box=None)
     for row in rows:
         table.add_row(*row)
     Console(highlight=False, markup=False, file=sys.__stdout__ if watch.is_watched() else sys.stdout).print(table)

@@ -147,7 +147,8 @@ def test_page_and_table_show_every_trial(found: dict[str, Any]) -> None:
 def started(output: str, records: int) -> dict[str, bytes]:
     """The records under an output, as soon as there are so many with an epoch."""
     storage = open_storage(output)
-    for _ in range(1200):
+    until = time.monotonic() + 240
+    while time.monotonic() < until:
         stored = {key: storage.get(key) for key, _ in storage.list("trials")}
         if sum(bool(json.loads(body)["history"]) for body in stored.values()) >= records:
             return stored
@@ -204,7 +205,9 @@ def test_a_killed_worker_goes_on_from_the_last_epoch_of_its_trial(survey: str, t
     killed = tune(TuneJob.model_validate(changed))
     thread.join()
     whole = tune(TuneJob.model_validate({**changed, "output": str(tmp_path / "whole")}))
-    assert without_times(killed) == without_times(whole) and killed["hash"] == whole["hash"]
+    assert without_times(killed) == without_times(whole)
+    weights = {load_bundle(result["bundle"]).spec.weights_sha256 for result in (killed, whole)}
+    assert len(weights) == 1
     ((key, body),) = before.items()
     assert 0 < len(seconds(body)) < 40
     assert seconds(open_storage(changed["output"]).get(key))[: len(seconds(body))] == seconds(body)
@@ -245,7 +248,7 @@ def test_trials_are_stopped_as_rays_scheduler_stops_them_one_after_the_other(sur
     scheduler = ASHAScheduler(metric="m", mode="max", max_t=9, grace_period=2, reduction_factor=2)
     chance, trials, ends = np.random.default_rng(0), list[Trial](), []
     for number in range(40):
-        trial = Trial(number, {}, {}, {})
+        trial = Trial(number, {}, {}, {}, {})
         trials.append(trial)
         ray_trial = type("RayTrial", (), {"trial_id": str(number)})()
         scheduler.on_trial_add(None, ray_trial)

@@ -33,7 +33,7 @@ def trial_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         [
             str(rank),
             str(trial["number"]),
-            "" if trial["figure"] is None else f"{trial['figure']:.4f}",
+            _figure(trial),
             str(trial["epochs"]),
             f"failed: {trial['error']}" if trial["state"] == "failed" else trial["state"],
             *(_text(trial["searched"].get(name)) for name in names),
@@ -42,6 +42,19 @@ def trial_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         for rank, trial in enumerate(result["trials"], 1)
     ]
     return header, rows
+
+
+def short_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The same for a terminal: all that was searched in the last column, by the last part of its key, and errors."""
+    rows = []
+    for rank, trial in enumerate(result["trials"], 1):
+        searched = trial["searched"]
+        ends = [name.rsplit(".", 1)[-1] for name in searched]
+        short = [end if ends.count(end) == 1 else name for name, end in zip(searched, ends, strict=True)]
+        told = ", ".join(f"{name} {_text(value)}" for name, value in zip(short, searched.values(), strict=True))
+        cells = (rank, trial["number"], _figure(trial), trial["epochs"], trial["state"], f"{trial['seconds']:.1f}")
+        rows.append([*map(str, cells), f"{told}: {trial['error']}" if trial["error"] else told])
+    return ["rank", "trial", _spoken(result["metric"]), "epochs", "state", "s", "searched"], rows
 
 
 def render_tuning(result: dict[str, Any]) -> str:
@@ -110,6 +123,10 @@ def _places(name: str, values: Sequence[Any]) -> tuple[Axis, list[float]]:
 def _parameters(result: dict[str, Any]) -> list[str]:
     """Every parameter that was searched, in the order in which trials had them."""
     return list(dict.fromkeys(name for trial in result["trials"] for name in sorted(trial["searched"])))
+
+
+def _figure(trial: dict[str, Any]) -> str:
+    return "" if trial["figure"] is None else f"{trial['figure']:.4f}"
 
 
 def _color(trials: Sequence[dict[str, Any]], trial: dict[str, Any]) -> str:

@@ -125,7 +125,7 @@ class _Driver:
         trial = self.trials[number]
         if trial.state == "running":
             trial.error = error
-            if trial.key:
+            if trial.key and self._store.record(trial.key)["error"] != error:
                 self._store.put_record(trial.key, trial.history, trial.seconds, error)
             self._end(trial, "failed")
 
