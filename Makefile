@@ -41,6 +41,7 @@ bench: .venv .rivals
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/codecs.py
+	$(BIN)/python benchmarks/tune.py
 
 # The rivals that benchmarks measure, each in an environment of its own.
 .rivals: .venv benchmarks/rivals/setup.sh

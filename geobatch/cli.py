@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +26,7 @@ UNITS = {
     "preprocess": "shards",
     "train": "steps",
     "compare": "folds",
+    "tune": "trials",
     "score": "blocks",
     "evaluate": "blocks",
 }
@@ -104,12 +105,17 @@ def run(
     force: Annotated[bool, typer.Option(help="Score data of another kind than the bundle's.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a job: ingest, preprocess, train or score."""
+    """Run a job: ingest, preprocess, train, tune or score."""
     from geobatch.job import load_job, run_job
 
     job = load_job(job_file, overrides or [])
     with _Progress(job.name, UNITS[job.job]) as update:
         result = run_job(job, force=force, on_progress=update)
+    if job.job == "tune" and not as_json:
+        from geobatch.report.tuning import short_table
+
+        _print_table(*short_table(result))
+        result = {key: result[key] for key in ("metric", "bundle", "hash", "page")}
     _print_result(result, as_json)
 
 
@@ -324,6 +330,16 @@ def _print_result(result: dict[str, Any], as_json: bool) -> None:
     from rich.pretty import pprint
 
     pprint(result, console=Console(highlight=True, file=results), expand_all=True)
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose last column takes the room that is left."""
+    from rich.table import Column, Table
+
+    table = Table(*(Column(name, no_wrap=name != header[-1], overflow="fold") for name in header), box=None)
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, markup=False, file=sys.__stdout__ if watch.is_watched() else sys.stdout).print(table)
 
 
 class _Progress:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from geobatch.errors import UsageError
+from geobatch.faults import explained, nearest
 from geobatch.formats.spec import IngestJob
 from geobatch.labels.spec import LabelJob
 from geobatch.preprocess.spec import PreprocessJob
@@ -18,14 +18,16 @@ from geobatch.storage import open_storage, split_url
 from geobatch.train.compare_spec import CompareJob
 from geobatch.train.evaluate_spec import EvaluateJob
 from geobatch.train.spec import TrainJob
+from geobatch.train.tune_spec import TuneJob
 
-Job = ScoreJob | TrainJob | CompareJob | EvaluateJob | IngestJob | LabelJob | PreprocessJob
+Job = ScoreJob | TrainJob | CompareJob | TuneJob | EvaluateJob | IngestJob | LabelJob | PreprocessJob
 JOBS: dict[str, type[Job]] = {
     "ingest": IngestJob,
     "label": LabelJob,
     "preprocess": PreprocessJob,
     "train": TrainJob,
     "compare": CompareJob,
+    "tune": TuneJob,
     "score": ScoreJob,
     "evaluate": EvaluateJob,
 }
@@ -70,13 +72,13 @@ def parse_job(document: Mapping[str, Any], where: str = "job") -> Job:
     """
     kind = document.get("job")
     if not isinstance(kind, str) or kind not in JOBS:
-        near = _nearest(str(kind), list(JOBS))
+        near = nearest(str(kind), list(JOBS))
         raise UsageError("unknown job", where=where, measured=f"job: {kind}", limit=" or ".join(JOBS), remedy=near)
     schema = JOBS[kind]
     try:
         return schema.model_validate(document)
     except ValidationError as error:
-        raise _explained(error, schema, where) from None
+        raise explained(error, schema, where) from None
 
 
 def job_schema() -> dict[str, Any]:
@@ -131,6 +133,11 @@ def run_job(
         job = job.absolute()
         result = evaluate_job(job, lambda done, total: on_progress(done, total, ""))
         return {**summary(result), "page": write_evaluation(job, result)}
+    if isinstance(job, TuneJob):
+        from geobatch.report.tuning import write_tuning
+        from geobatch.train.tune import tune
+
+        return write_tuning(tune(job, on_progress))
     from geobatch.models.bundle import load_bundle
     from geobatch.report.training import write_training_report
     from geobatch.train.train import train
@@ -203,49 +210,3 @@ def _index(place: list[Any], part: str, override: str) -> int:
     if not part.isdigit() or int(part) >= len(place):
         raise UsageError("override names no item of the list", where="--set", measured=override, limit=len(place))
     return int(part)
-
-
-def _explained(error: ValidationError, schema: type[BaseModel], where: str) -> UsageError:
-    """The first fault of a job file as one sentence, an unknown key with the nearest known one."""
-    fault = error.errors()[0]
-    key = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        known = _known_keys(schema, fault["loc"][:-1])
-        near = _nearest(str(fault["loc"][-1]), known)
-        return UsageError("unknown key", where=where, measured=key, limit=f"one of {', '.join(known)}", remedy=near)
-    if fault["type"] == "union_tag_invalid":
-        known = [tag.strip(" '") for tag in fault["ctx"]["expected_tags"].split(",")]
-        tag, kind = str(fault["ctx"]["tag"]), fault["ctx"]["discriminator"].strip("'")
-        limit, place = f"one of {', '.join(known)}", f"{where}, {key}"
-        return UsageError(f"unknown {kind}", where=place, measured=tag, limit=limit, remedy=_nearest(tag, known))
-    if fault["type"] == "missing":
-        return UsageError("key is missing", where=where, limit=key, remedy="geobatch schema lists every key.")
-    return UsageError(f"{key}: {fault['msg']}", where=where, measured=repr(fault["input"])[:200])
-
-
-def _known_keys(schema: type[BaseModel], path: Sequence[int | str]) -> list[str]:
-    """The keys a mapping inside a job may hold, found in the schema's JSON form."""
-    document = schema.model_json_schema()
-    definitions = document.get("$defs", {})
-    place: dict[str, Any] = document
-    for part in path:
-        choices = [_resolved(choice, definitions) for choice in place.get("anyOf", place.get("oneOf", [place]))]
-        if isinstance(part, int):
-            place = _resolved(choices[0].get("items", {}), definitions)
-        else:
-            found = [c["properties"][part] for c in choices if part in c.get("properties", {})]
-            tagged = [c for c in choices if part in str(c.get("properties", {}).get("step", {}))]
-            place = _resolved((found or tagged or [{}])[0], definitions)
-    choices = [_resolved(choice, definitions) for choice in place.get("anyOf", place.get("oneOf", [place]))]
-    return sorted({name for choice in choices for name in choice.get("properties", {})})
-
-
-def _resolved(place: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    reference = place.get("$ref", "")
-    found: dict[str, Any] = definitions[reference.rsplit("/", 1)[-1]] if reference else place
-    return found
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"Did you mean {near[0]}?" if near else ""

@@ -231,8 +231,8 @@ class TrainResources(Frozen):
     readers: int = Field(default=4, ge=1, le=64)
 
 
-class TrainJob(Frozen):
-    """`job: train`: surveys and labels in, a model bundle out.
+class Recipe(Frozen):
+    """What is trained, on what and how: all of a training that decides its weights, but the number of workers.
 
     Attributes:
         data: what is trained on.
@@ -241,20 +241,14 @@ class TrainJob(Frozen):
         model: the network.
         init_from: URL of a bundle whose weights are where training begins, wherever name and shape agree.
         training: how.
-        output: URL of the bundle.
-        resources: of each worker.
     """
 
-    job: Literal["train"] = "train"
-    name: str = "train"
     data: tuple[TrainingData, ...] = Field(min_length=1)
     validation: Validation = Validation()
     preprocess: Chain = Chain()
     model: NetworkSpec = UNetSpec()
     init_from: str | None = None
     training: Training = Training()
-    output: str = Field(min_length=1)
-    resources: TrainResources = TrainResources()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -276,3 +270,17 @@ class TrainJob(Frozen):
         if any(getattr(step, "statistics", None) is not None for step in self.preprocess.steps):
             raise ValueError("preprocess: statistics are fitted by the run and cannot be given")
         return self
+
+
+class TrainJob(Recipe):
+    """`job: train`: surveys and labels in, a model bundle out; see `Recipe` for most of its keys.
+
+    Attributes:
+        output: URL of the bundle.
+        resources: of each worker.
+    """
+
+    job: Literal["train"] = "train"
+    name: str = "train"
+    output: str = Field(min_length=1)
+    resources: TrainResources = TrainResources()

@@ -52,7 +52,7 @@ def train(job: TrainJob, on_progress: OnProgress = lambda step, steps, line: Non
         IntegrityError: every checkpoint of the run is damaged.
         TransientError: workers failed more often than `training.max_failures`.
     """
-    job = _absolute(job)
+    job = with_absolute_urls(job)
     task = open_task(job)
     run = run_hash(job, task)
     if _finished(job.output, run):
@@ -68,11 +68,15 @@ def train(job: TrainJob, on_progress: OnProgress = lambda step, steps, line: Non
     _tell_damaged(plan, on_progress)
     with watched(plan.place, plan.run, on_progress):
         progress, network = _run_workers(plan)
+    save_bundle(job.output, trained_bundle(plan, task, network, kept_figures(job, progress), run))
+    return job.output
+
+
+def kept_figures(job: TrainJob, progress: Progress) -> dict[str, Any]:
+    """What a bundle says of its training: figures of the epoch whose weights it has, and of all."""
     after = epochs_since_best(progress.history) if job.training.early_stop else 0
     kept = progress.history[len(progress.history) - 1 - after]
-    metrics = {"loss": kept["loss"], "validation": kept["validation"], "history": progress.history}
-    save_bundle(job.output, trained_bundle(plan, task, network, metrics, run))
-    return job.output
+    return {"loss": kept["loss"], "validation": kept["validation"], "history": progress.history}
 
 
 def _tell_damaged(plan: WorkerPlan, on_progress: OnProgress) -> None:
@@ -100,7 +104,7 @@ def trained_bundle(plan: WorkerPlan, task: Task, network: Any, metrics: dict[str
     )
 
 
-def _absolute(job: TrainJob) -> TrainJob:
+def with_absolute_urls(job: TrainJob) -> TrainJob:
     """The job with plain paths made absolute: workers run in folders of their own."""
     data = tuple(
         item.model_copy(update={key: absolute_url(getattr(item, key)) for key in _urls(item)}) for item in job.data
@@ -147,9 +151,9 @@ def _finished(output: str, run: str) -> bool:
     return True
 
 
-def make_plan(job: TrainJob, task: Task, run: str) -> WorkerPlan:
-    """What workers are told, the preprocessing fitted."""
-    fitted = task.fit()
+def make_plan(job: TrainJob, task: Task, run: str, fitted: dict[str, Any] | None = None) -> WorkerPlan:
+    """What workers are told, the preprocessing fitted unless it is given."""
+    fitted = task.fit() if fitted is None else fitted
     objective = task.objective(fitted)
     return WorkerPlan(
         job=job,
