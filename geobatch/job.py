@@ -9,8 +9,8 @@ import yaml
 from pydantic import ValidationError
 
 from geobatch.errors import UsageError
-from geobatch.faults import explained, nearest
 from geobatch.formats.spec import IngestJob
+from geobatch.job_errors import explained, nearest
 from geobatch.labels.spec import LabelJob
 from geobatch.preprocess.spec import PreprocessJob
 from geobatch.score.spec import ScoreJob

@@ -118,10 +118,25 @@ def test_an_example_is_a_piece_of_one_section(data: dict[str, str], tmp_path: Pa
         assert (windows == example.inputs[0]).all(axis=(-1, -2)).any()
 
 
+def test_sections_across_several_axes_are_drawn_alike_and_make_a_network_of_traces(
+    data: dict[str, str], tmp_path: Path
+) -> None:
+    job = job_of(data, tmp_path, data=[{**data, "sections": ["inline", "crossline"]}], validation={"fraction": 0.2})
+    task = VolumeTask(job)
+    source = task.source(task.fit())
+    assert task.axes == ("trace", "sample")
+    assert source.patches == {"inline": (1, 8, 16), "crossline": (8, 1, 16)}
+    drawn = [source.draw((0, 0, item)) for item in range(60)]
+    assert {example.inputs.shape for example in drawn} == {(1, 8, 16)}
+    across = [source._across((0, 0, item))[0] for item in range(60)]
+    assert 15 < across.count("inline") < 45
+    assert {part.read().inputs.shape[1] for part in source.held_out()} <= {8, 4}
+
+
 def test_patches_and_surveys_of_other_axes_are_refused_by_the_job(data: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="3 axes, of data with 2"):
         job_of(data, tmp_path, training={"patch": [8, 8, 8]})
-    with pytest.raises(ValidationError, match="sections across one axis"):
+    with pytest.raises(ValidationError, match="sections across the same axes"):
         job_of(data, tmp_path, data=[{**data, "sections": "inline"}, data])
 
 

@@ -219,6 +219,10 @@ class RasterTask:
         """Bands and derivatives."""
         return len(fitted["bands"]["mean"])
 
+    def memory(self, fitted: dict[str, Any]) -> tuple[tuple[int, ...], int]:
+        """See `Task`; nothing is held."""
+        return (self.in_channels(fitted), *patch_of(self.job, self.ground.shape)), 0
+
     def bundled(self, fitted: dict[str, Any]) -> dict[str, Any]:
         """See `Task`."""
         return {"chain": Chain(), "bands": Bands.model_validate(fitted["bands"])}

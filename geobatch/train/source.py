@@ -139,6 +139,10 @@ class Task(Protocol):
         """Channels of the input."""
         ...
 
+    def memory(self, fitted: dict[str, Any]) -> tuple[tuple[int, ...], int]:
+        """Channels and cells per axis of an example, and the bytes of the data that a worker could keep."""
+        ...
+
     def bundled(self, fitted: dict[str, Any]) -> dict[str, Any]:
         """The preprocessing as `make_bundle` takes it."""
         ...

@@ -13,6 +13,10 @@ from geobatch.train.networks import SEQUENCE_NETWORKS, NetworkSpec, UNetSpec
 Axis3 = Literal["inline", "crossline", "sample"]
 
 
+def _listed(given: Any) -> Any:
+    return (given,) if isinstance(given, str) else given
+
+
 class VolumeData(Frozen):
     """A survey and the labels of the same grid.
 
@@ -21,14 +25,17 @@ class VolumeData(Frozen):
         survey: URL of the survey.
         labels: URL of the label survey.
         variable: which of its volumes holds the classes.
-        sections: train a network of sections, those across this axis, such as `inline`; of the whole volume without.
+        sections: train a network of sections across this axis, such as `inline`, or across several, of which each example
+            draws one; of the whole volume without.
     """
 
     kind: Literal["volume"] = "volume"
     survey: str = Field(min_length=1)
     labels: str = Field(min_length=1)
     variable: str = "class_map"
-    sections: Axis3 | None = None
+    sections: Annotated[
+        tuple[Axis3, ...], BeforeValidator(_listed, json_schema_input_type=Axis3 | tuple[Axis3, ...])
+    ] = ()
 
 
 class WellsData(Frozen):
@@ -257,8 +264,8 @@ class Recipe(Frozen):
             raise ValueError("data: several volumes, or one survey of another kind")
         sections = {data.sections for data in self.data if isinstance(data, VolumeData)}
         if len(sections) > 1:
-            raise ValueError("data: sections across one axis, in all of the surveys")
-        axes = {"wells": 1, "raster": 2}.get(self.data[0].kind, 3 if sections == {None} else 2)
+            raise ValueError("data: sections across the same axes in all of the surveys")
+        axes = {"wells": 1, "raster": 2}.get(self.data[0].kind, 3 if sections == {()} else 2)
         if self.training.patch is not None and len(self.training.patch) != axes:
             raise ValueError(f"training.patch: {len(self.training.patch)} axes, of data with {axes}")
         if kinds != {"volume"} and self.preprocess.steps:

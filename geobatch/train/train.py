@@ -31,7 +31,6 @@ from geobatch.train.source import Task
 from geobatch.train.spec import RasterData, TrainJob, VolumeData, WellsData
 from geobatch.train.state import TrainingState
 from geobatch.train.telling import OnProgress, watched
-from geobatch.train.volumes import VolumeTask
 
 HEALTH_CHECK = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 """Ray waits 10 minutes by default for a process that does not answer."""
@@ -63,8 +62,7 @@ def train(job: TrainJob, on_progress: OnProgress = lambda step, steps, line: Non
         # What cannot become a bundle is not trained: strange networks are measured before.
         network, stride = build_model(plan.network), (job.model.stride,) * len(task.axes)
         verified_reach(network.eval(), task.in_channels(plan.fitted), stride)
-    if isinstance(task, VolumeTask):
-        require_memory(plan, *task.memory(plan.fitted))
+    require_memory(plan, *task.memory(plan.fitted))
     _tell_damaged(plan, on_progress)
     with watched(plan.place, plan.run, on_progress):
         progress, network = _run_workers(plan)

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from geobatch.errors import UsageError
-from geobatch.faults import explained, nearest
+from geobatch.job_errors import explained, nearest
 from geobatch.preprocess.base import Frozen
 from geobatch.train.spec import Recipe, TrainJob
 

@@ -33,6 +33,7 @@ from geobatch.train.source import Activation, Example, HeldOut
 from geobatch.train.spec import TrainJob, VolumeData
 
 DEFAULT_PATCH = {2: 256, 3: 64}
+_ACROSS = 1
 _MEANING = ("quantity", "domain", "sample_unit", "sample_interval")
 
 
@@ -41,27 +42,37 @@ class VolumeSource:
 
     def __init__(self, readers: list[PatchReader], job: TrainJob) -> None:
         self.readers, self.job = readers, job
-        self.patch = patch_size(readers, _patch(job))
+        self.patches = _patches(readers, job)
 
     def draw(self, key: Sequence[int]) -> Example:
-        """See `Source`."""
+        """See `Source`; of sections across several axes one is drawn first."""
         training = self.job.training
-        amplitude, labels = draw_patch(self.readers, self.patch, training.augment, key, balance=training.balance)
-        return _example(self.job, amplitude, labels)
+        across, patch = self._across(key)
+        return _example(across, *draw_patch(self.readers, patch, training.augment, key, balance=training.balance))
 
     def place(self, key: Sequence[int]) -> str:
         """See `Source`."""
-        reader, region, _ = choose_patch(self.readers, self.patch, key, balance=self.job.training.balance)
+        _, patch = self._across(key)
+        reader, region, _ = choose_patch(self.readers, patch, key, balance=self.job.training.balance)
         survey = self.job.data[next(k for k, other in enumerate(self.readers) if other is reader)].survey
         lines = (reader.volume[axis].values[own] for axis, own in zip(VOLUME_AXES, region, strict=True))
         return ", ".join([survey, *(f"{a} {v[0]:g} to {v[-1]:g}" for a, v in zip(VOLUME_AXES, lines, strict=True))])
 
     def held_out(self) -> Sequence[HeldOut]:
         """See `Source`."""
-        tiles = validation_patches(self.readers, self.patch, self.job.validation.patches)
+        each = -(-self.job.validation.patches // len(self.patches))
         return [
-            HeldOut(self.job.data[number].survey, _Tile(self.job, self.readers[number], tile)) for number, tile in tiles
+            HeldOut(self.job.data[number].survey, _Tile(across, self.readers[number], tile))
+            for across, patch in self.patches.items()
+            for number, tile in validation_patches(self.readers, patch, each)
         ]
+
+    def _across(self, key: Sequence[int]) -> tuple[str, Size3]:
+        """Across which axis the section of a key lies, nothing of volumes, and its patch."""
+        kinds = list(self.patches.items())
+        if len(kinds) == 1:
+            return kinds[0]
+        return kinds[int(np.random.default_rng([*key, _ACROSS]).integers(len(kinds)))]
 
     def answer(self, network: nn.Module, example: Example, device: torch.device, activation: Activation) -> Tensor:
         """See `Source`."""
@@ -72,11 +83,11 @@ class VolumeSource:
 class _Tile:
     """Reads a tile of a validation band."""
 
-    def __init__(self, job: TrainJob, reader: PatchReader, region: tuple[slice, slice, slice]) -> None:
-        self.job, self.reader, self.region = job, reader, region
+    def __init__(self, across: str, reader: PatchReader, region: tuple[slice, slice, slice]) -> None:
+        self.across, self.reader, self.region = across, reader, region
 
     def __call__(self) -> Example:
-        return _example(self.job, *self.reader.read(self.region))
+        return _example(self.across, *self.reader.read(self.region))
 
 
 class VolumeTask:
@@ -87,7 +98,7 @@ class VolumeTask:
     def __init__(self, job: TrainJob) -> None:
         self.job = job
         self.data = [data for data in job.data if isinstance(data, VolumeData)]
-        self.axes = tuple(axis for axis in VOLUME_AXES if axis != _sections(job))
+        self.axes = _axes(_sections(job))
         self.surveys = [open_labelled(data) for data in self.data]
         self._require_alike()
         self.classes = tuple(ClassInfo(**entry) for entry in self.surveys[0].classes)
@@ -116,7 +127,7 @@ class VolumeTask:
     def objective(self, fitted: dict[str, Any]) -> Classes:
         """See `Task`."""
         readers = self._readers(fitted)
-        counts = class_counts(readers, patch_size(readers, _patch(self.job)))
+        counts = class_counts(readers, next(iter(_patches(readers, self.job).values())))
         if not counts.any():
             require_labels(readers)
         return Classes.of(tuple(entry.name for entry in self.classes), counts, self.job.training)
@@ -128,7 +139,11 @@ class VolumeTask:
     def memory(self, fitted: dict[str, Any]) -> tuple[tuple[int, ...], int]:
         """Channels and cells per axis of an example, and the bytes of all surveys prepared."""
         readers = self._readers(fitted)
-        example = (self.in_channels(fitted), *patch_size(readers, _patch(self.job)))
+        (cells, *_) = _patches(readers, self.job).items()
+        example = (
+            self.in_channels(fitted),
+            *(n for axis, n in zip(VOLUME_AXES, cells[1], strict=True) if axis != cells[0]),
+        )
         return example, sum(reader.cache_bytes for reader in readers)
 
     def bundled(self, fitted: dict[str, Any]) -> dict[str, Any]:
@@ -155,7 +170,7 @@ class VolumeTask:
     def _readers(self, fitted: dict[str, Any]) -> list[PatchReader]:
         chains = [Chain.model_validate(chain) for chain in fitted["chains"]]
         pairs = zip(self.surveys, chains, strict=True)
-        across = "crossline" if _sections(self.job) == "crossline" else "inline"
+        across = "crossline" if _sections(self.job)[:1] == ("crossline",) else "inline"
         return [PatchReader.split(survey, chain, self.job.validation, across) for survey, chain in pairs]
 
     def _require_alike(self) -> None:
@@ -178,27 +193,43 @@ class VolumeTask:
                     )
 
 
-def _sections(job: TrainJob) -> str | None:
-    """The axis across which sections lie, None of whole volumes."""
+def _sections(job: TrainJob) -> tuple[str, ...]:
+    """The axes across which sections lie, none of whole volumes."""
     (sections,) = {data.sections for data in job.data if isinstance(data, VolumeData)}
     return sections
 
 
-def _patch(job: TrainJob) -> Size3:
-    """Cells of a patch along all three axes, one across sections."""
+def _axes(sections: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the axes of an example; where sections lie across several, those that stand for all of theirs."""
+    if len(sections) < 2:
+        return tuple(axis for axis in VOLUME_AXES if axis not in sections)
+    return ("row", "column") if "sample" in sections else ("trace", "sample")
+
+
+def _patches(readers: list[PatchReader], job: TrainJob) -> dict[str, Size3]:
+    """Cells of a patch along all three axes by the axis across which it lies; of volumes one, under no name."""
     sections = _sections(job)
-    axes = len(VOLUME_AXES) - (sections is not None)
-    cells = list(job.training.patch or (DEFAULT_PATCH[axes],) * axes)
-    if sections is not None:
-        cells.insert(VOLUME_AXES.index(sections), 1)
-    inline, crossline, sample = cells
+    axes = len(VOLUME_AXES) - bool(sections)
+    cells = job.training.patch or (DEFAULT_PATCH[axes],) * axes
+    patches = {across: patch_size(readers, _across(cells, across)) for across in sections or ("",)}
+    # Examples of a batch have one shape, whichever way they lie.
+    shapes = [[n for axis, n in zip(VOLUME_AXES, p, strict=True) if axis != across] for across, p in patches.items()]
+    least = [min(lengths) for lengths in zip(*shapes, strict=True)]
+    return {across: _across(least, across) for across in patches}
+
+
+def _across(cells: Sequence[int], across: str) -> Size3:
+    """The patch with one cell across its section."""
+    lengths = list(cells)
+    if across:
+        lengths.insert(VOLUME_AXES.index(across), 1)
+    inline, crossline, sample = lengths
     return inline, crossline, sample
 
 
-def _example(job: TrainJob, amplitude: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8]) -> Example:
+def _example(across: str, amplitude: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8]) -> Example:
     """A patch as the network takes it: of sections without the axis across them."""
-    sections = _sections(job)
-    if sections is not None:
-        across = VOLUME_AXES.index(sections)
-        amplitude, labels = amplitude.squeeze(across), labels.squeeze(across)
+    if across:
+        axis = VOLUME_AXES.index(across)
+        amplitude, labels = amplitude.squeeze(axis), labels.squeeze(axis)
     return Example(amplitude[None], labels, labels.shape[-1])

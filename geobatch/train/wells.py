@@ -158,6 +158,11 @@ class WellsTask:
         """Curves and masks."""
         return Curves.model_validate(fitted["curves"]).channels
 
+    def memory(self, fitted: dict[str, Any]) -> tuple[tuple[int, ...], int]:
+        """See `Task`; all wells are held."""
+        channels = self.in_channels(fitted)
+        return (channels, window_of(self.job)), channels * self.wells.sizes["well"] * self.wells.sizes[DEPTH] * 4
+
     def bundled(self, fitted: dict[str, Any]) -> dict[str, Any]:
         """See `Task`."""
         return {"chain": Chain(), "curves": Curves.model_validate(fitted["curves"]), "window": window_of(self.job)}
