@@ -25,8 +25,8 @@ class VolumeData(Frozen):
         survey: URL of the survey.
         labels: URL of the label survey.
         variable: which of its volumes holds the classes.
-        sections: train a network of sections across this axis, such as `inline`, or across several, of which each example
-            draws one; of the whole volume without.
+        sections: train a network of sections across this axis, such as `inline`, or across several, of which each
+            example draws one; of the whole volume without.
     """
 
     kind: Literal["volume"] = "volume"
