@@ -2,7 +2,7 @@
 
     python jobs/make_synthetic.py data/synthetic
 
-Writes `survey-1` to `survey-4` with `labels-1` to `labels-4`, and `unseen` with `unseen-labels`: those of `geobatch demo`.
+Writes `survey-1` to `survey-4` with `labels-1` to `labels-4`, and `unseen` with `unseen-labels`, as in `geobatch demo`.
 """
 
 from __future__ import annotations
