@@ -8,12 +8,19 @@ import torch
 from geobatch.errors import UsageError
 from geobatch.models.attention import Attention
 from geobatch.models.cnn import CNN
+from geobatch.models.phasenet import PhaseNet
 from geobatch.models.rnn import RNN
 from geobatch.models.unet import UNet
 
-__all__ = ["CNN", "MODELS", "RNN", "Attention", "UNet", "build_model"]
+__all__ = ["CNN", "MODELS", "RNN", "Attention", "PhaseNet", "UNet", "build_model"]
 
-MODELS: dict[str, type[torch.nn.Module]] = {"attention": Attention, "cnn": CNN, "rnn": RNN, "unet": UNet}
+MODELS: dict[str, type[torch.nn.Module]] = {
+    "attention": Attention,
+    "cnn": CNN,
+    "phasenet": PhaseNet,
+    "rnn": RNN,
+    "unet": UNet,
+}
 
 
 def build_model(spec: Mapping[str, Any]) -> torch.nn.Module:

@@ -22,9 +22,10 @@ from torch import nn
 from geobatch.blocks import Halo
 from geobatch.errors import IntegrityError, NotFoundError
 from geobatch.models import build_model
-from geobatch.models.reach import verified_reach
+from geobatch.models.reach import verified_reach, whole_input
 from geobatch.preprocess import Chain, Crop
 from geobatch.preprocess.curves import Curves
+from geobatch.preprocess.event_windows import WindowInput
 from geobatch.storage import open_storage
 
 WEIGHTS = "model.safetensors"
@@ -63,6 +64,14 @@ class DataDescription(_Frozen):
     quantiles: tuple[float, ...] = ()
 
 
+class NumberInfo(_Frozen):
+    """A number that a network answers with: it gives its distance from `mean` over `deviation`."""
+
+    name: str
+    mean: float
+    deviation: float
+
+
 class ReachInfo(_Frozen):
     """The measured reach, as `models.reach.Reach` documents it, and the worst deviation of tiled from whole output."""
 
@@ -87,6 +96,8 @@ class BundleSpec(_Frozen):
     Attributes:
         curves: Of a network of logs: the fitted curves, its channels.
         window: Of a network of sequences: the samples it was trained on at a time.
+        windows: Of a network of event windows: how they become its channels, fitted.
+        number: Of a network that answers with a number, and has no classes.
     """
 
     schema_version: int = 1
@@ -98,6 +109,8 @@ class BundleSpec(_Frozen):
     chain: Chain
     curves: Curves | None = None
     window: int | None = None
+    windows: WindowInput | None = None
+    number: NumberInfo | None = None
     reach: ReachInfo
     data: DataDescription
     metrics: dict[str, Any] = {}
@@ -108,7 +121,7 @@ class BundleSpec(_Frozen):
     def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A bundle of volumes reads, and hashes, as it did before there were others."""
         document: dict[str, Any] = serialize(self)
-        for key in ("curves", "window"):
+        for key in ("curves", "window", "windows", "number"):
             if document[key] is None:
                 del document[key]
         return document
@@ -146,12 +159,15 @@ def make_bundle(
     data: DataDescription,
     curves: Curves | None = None,
     window: int | None = None,
+    windows: WindowInput | None = None,
+    number: NumberInfo | None = None,
     metrics: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """A bundle of a trained network, its reach measured and its tiling checked for every size modulo the stride.
 
-    Axes along which its output depends on the whole patch, or on the patch's size or place, are recorded as unbounded.
+    Axes along which its output depends on the whole patch, or on the patch's size or place, are recorded as unbounded;
+    of a network that answers once per input, all.
 
     Args:
         name: The bundle's name.
@@ -164,6 +180,8 @@ def make_bundle(
         data: What it was trained on.
         curves: Of a network of logs, fitted.
         window: Of a network of sequences: the samples it was trained on at a time.
+        windows: Of a network of event windows, fitted.
+        number: What it answers with, where it has no classes.
         metrics: Figures of the held-out data.
         provenance: Where it comes from.
 
@@ -174,7 +192,8 @@ def make_bundle(
     state: dict[str, torch.Tensor] = {k: v.detach().contiguous() for k, v in network.state_dict().items()}
     weights = safetensors.torch.save(state)
     in_channels = int(model.get("in_channels", 1))
-    reach, deviation = verified_reach(network, in_channels, stride)
+    once = model.get("output") == "one"
+    reach, deviation = (whole_input(stride), 0.0) if once else verified_reach(network, in_channels, stride)
     spec = BundleSpec(
         name=name,
         model=dict(model),
@@ -184,6 +203,8 @@ def make_bundle(
         chain=chain.model_copy(update={"steps": tuple(step for step in chain.steps if not isinstance(step, Crop))}),
         curves=curves,
         window=window,
+        windows=windows,
+        number=number,
         reach=ReachInfo(**dataclasses.asdict(reach), tiling_deviation=deviation),
         data=data,
         metrics=dict(metrics or {}),

@@ -8,8 +8,9 @@ from geobatch.train.source import Task
 from geobatch.train.spec import TrainJob
 from geobatch.train.volumes import VolumeTask
 from geobatch.train.wells import WellsTask
+from geobatch.train.windows import WindowsTask
 
-TASKS: dict[str, Callable[[TrainJob], Task]] = {"volume": VolumeTask, "wells": WellsTask}
+TASKS: dict[str, Callable[[TrainJob], Task]] = {"volume": VolumeTask, "wells": WellsTask, "windows": WindowsTask}
 
 
 def open_task(job: TrainJob) -> Task:

@@ -103,6 +103,15 @@ class AttentionSpec(_Network):
         return self.step
 
 
+class PhaseNetSpec(_Network):
+    """`models.phasenet.PhaseNet`."""
+
+    answers_once: ClassVar[bool] = False
+
+    name: Literal["phasenet"]
+    filters: int = Field(default=8, ge=1, le=256)
+
+
 class BoostingSpec(_Network):
     """Gradient boosting of trees on each depth by itself (`train.boosting`), the baseline of logs.
 
@@ -127,10 +136,12 @@ def _named(given: Any) -> Any:
 
 
 AnyModel = Annotated[
-    UNetSpec | CNNSpec | RNNSpec | AttentionSpec | BoostingSpec, Field(discriminator="name"), BeforeValidator(_named)
+    UNetSpec | CNNSpec | RNNSpec | AttentionSpec | PhaseNetSpec | BoostingSpec,
+    Field(discriminator="name"),
+    BeforeValidator(_named),
 ]
 NetworkSpec = Annotated[
-    UNetSpec | CNNSpec | RNNSpec | AttentionSpec, Field(discriminator="name"), BeforeValidator(_named)
+    UNetSpec | CNNSpec | RNNSpec | AttentionSpec | PhaseNetSpec, Field(discriminator="name"), BeforeValidator(_named)
 ]
-SEQUENCE_NETWORKS = ("rnn", "attention")
+SEQUENCE_NETWORKS = ("rnn", "attention", "phasenet")
 """Networks of one axis alone."""

@@ -8,6 +8,7 @@ from geobatch.preprocess import Chain
 from geobatch.preprocess.base import Frozen
 from geobatch.preprocess.curves import Curves
 from geobatch.train.networks import SEQUENCE_NETWORKS, NetworkSpec, UNetSpec
+from geobatch.train.windows_spec import Grouping, WindowsData
 
 
 class VolumeData(Frozen):
@@ -55,40 +56,50 @@ def _volume_unless_told(given: Any) -> Any:
     return {"kind": "volume", **given} if isinstance(given, dict) else given
 
 
-TrainingData = Annotated[VolumeData | WellsData, Field(discriminator="kind"), BeforeValidator(_volume_unless_told)]
+TrainingData = Annotated[
+    VolumeData | WellsData | WindowsData, Field(discriminator="kind"), BeforeValidator(_volume_unless_told)
+]
 
 
 class Validation(Frozen):
-    """Ground whose labels and samples train no weight: of volumes a band of the last inlines, of logs whole wells.
+    """Ground whose labels and samples train no weight: of volumes a band of the last inlines, of others whole groups.
+
+    Groups of logs are wells, those of event windows stations, networks or events.
 
     Statistics of a volume's preprocessing come from the whole survey, the band included, as they do in scoring, where
     they are fitted to the survey being scored: the metrics measure the network, not its preprocessing. Those of logs
     come from the wells of training.
 
     Attributes:
-        fraction: of the inlines or of the wells, held out; 0 validates nothing.
+        fraction: of the inlines, wells or groups of windows, held out; 0 validates nothing.
         guard: inlines between training and validation that neither uses.
         patches: at most so many are scored per epoch, of volumes.
         wells: of logs: those held out, instead of a fraction of them.
+        by: of event windows: no two of one station, network or event are on both sides.
+        groups: of event windows: those stations, networks or events held out, instead of a fraction of them.
     """
 
     fraction: float = Field(default=0.15, ge=0, lt=0.9)
     guard: int = Field(default=8, ge=0)
     patches: int = Field(default=32, ge=1)
     wells: tuple[str, ...] | None = None
+    by: Grouping = "station"
+    groups: tuple[str, ...] | None = None
 
 
 class Augmentation(Frozen):
-    """Changes under which geology stays geology. Polarity is never changed: it carries meaning.
+    """Changes under which geology stays geology. Polarity of volumes is never changed: it carries meaning.
 
     Attributes:
-        flip: reverse inlines or crosslines, each half of the time; not of logs.
+        flip: reverse inlines or crosslines, each half of the time; of event windows the polarity; not of logs.
         swap: exchange the two, half of the time, where the patch is square; not of logs.
         noise: largest standard deviation of added noise, over that of the patch, or of the curve over all wells; from
             white to smooth along samples.
-        gain: standard deviation of the logarithm of a factor on the whole patch, or on each curve.
+        gain: standard deviation of the logarithm of a factor on the whole patch or window, or on each curve; a
+            magnitude grows by the factor's decimal logarithm, as local magnitude does (Richter 1935).
         shift: of logs: standard deviation of a constant added to each curve, over the curve's own.
-        missing: of logs: share of windows in which a curve that has a mask channel counts as missing, each by itself.
+        missing: of logs: share of windows in which a curve that has a mask channel counts as missing, each by itself;
+            of event windows the same of components, of which one always stays.
     """
 
     flip: bool = True
@@ -214,17 +225,22 @@ class TrainJob(Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         kinds = {data.kind for data in self.data}
-        if len(kinds) > 1 or (kinds == {"wells"} and len(self.data) > 1):
-            raise ValueError("data: several volumes, or one survey of wells")
-        axes = 1 if kinds == {"wells"} else 3
+        if len(kinds) > 1 or (kinds != {"volume"} and len(self.data) > 1):
+            raise ValueError("data: several volumes, or one survey of wells or windows")
+        windows = next((data for data in self.data if isinstance(data, WindowsData)), None)
+        axes = len(windows.input.axes) if windows else 1 if kinds == {"wells"} else 3
+        if windows and self.training.patch is not None:
+            raise ValueError("training.patch: windows are as long as data.input.window_s")
         if self.training.patch is not None and len(self.training.patch) != axes:
             raise ValueError(f"training.patch: {len(self.training.patch)} axes, of data with {axes}")
-        if kinds == {"wells"} and self.preprocess.steps:
-            raise ValueError("preprocess: logs are prepared by data.curves")
+        if kinds != {"volume"} and self.preprocess.steps:
+            raise ValueError(f"preprocess: prepared by {'data.input' if windows else 'data.curves'}")
         if axes > 1 and self.model.name in SEQUENCE_NETWORKS:
             raise ValueError(f"model: {self.model.name} takes data of one axis, such as wells")
-        if self.training.loss == "bce" and kinds != {"windows"}:
+        if self.training.loss == "bce" and (windows is None or windows.ask != "event"):
             raise ValueError("training.loss: bce is of whole windows of two classes")
+        if windows and windows.ask == "magnitude" and self.training.loss != "cross_entropy":
+            raise ValueError("training.loss: magnitudes have the Huber loss, and no other")
         if any(getattr(step, "statistics", None) is not None for step in self.preprocess.steps):
             raise ValueError("preprocess: statistics are fitted by the run and cannot be given")
         return self

@@ -26,7 +26,7 @@ from geobatch.train.metrics import load_penalty
 from geobatch.train.places import WorkerPlan
 from geobatch.train.schedule import epochs_since_best
 from geobatch.train.source import Task
-from geobatch.train.spec import TrainJob, VolumeData, WellsData
+from geobatch.train.spec import TrainingData, TrainJob, VolumeData
 from geobatch.train.state import TrainingState
 from geobatch.train.telling import OnProgress, watched
 
@@ -87,7 +87,7 @@ def _absolute(job: TrainJob) -> TrainJob:
     return job.model_copy(update={"data": data, "init_from": begin, "output": absolute_url(job.output)})
 
 
-def _urls(data: VolumeData | WellsData) -> tuple[str, ...]:
+def _urls(data: TrainingData) -> tuple[str, ...]:
     return ("survey", "labels") if isinstance(data, VolumeData) else ("survey",)
 
 
