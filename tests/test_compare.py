@@ -16,8 +16,9 @@ from geobatch.job import load_job, parse_job
 from geobatch.models.bundle import load_bundle
 from geobatch.storage import open_storage
 from geobatch.survey import open_survey
-from geobatch.train.compare import compare, paired_bootstrap
+from geobatch.train.compare import compare
 from geobatch.train.compare_spec import CompareJob
+from geobatch.train.compare_wells import paired_bootstrap
 from geobatch.train.spec import TrainJob
 from geobatch.train.train import train
 from geobatch.train.wells import WellsTask
@@ -74,7 +75,7 @@ def test_candidates_are_judged_by_wells_they_have_not_seen_and_what_is_done_is_k
 def test_nothing_of_a_blind_well_decides_how_it_is_prepared(survey: str, tmp_path: Path, ray_cluster: None) -> None:
     louder = write_wells(tmp_path / "louder", blind_factor=1000.0)
     fitted = [
-        WellsTask(job(url, "x").fold("cnn", well, 0)).fit()["curves"]
+        WellsTask(job(url, "x").fold("cnn", (well,), 0)).fit()["curves"]
         for url, well in ((survey, "C"), (louder, "C"), (louder, "A"))
     ]
     assert fitted[0] == fitted[1]
@@ -85,7 +86,7 @@ def test_missing_curves_get_a_mask_or_drop_their_depths(survey: str) -> None:
     source = {}
     for missing in ("median", "regression", "zero", "drop"):
         fold = job(survey, "x", data=wells_data(survey, curves={"curves": ["GR", "LATE"], "missing": missing})).fold(
-            "cnn", "B", 0
+            "cnn", ("B",), 0
         )
         task = WellsTask(fold)
         fitted = task.fit()
@@ -101,7 +102,7 @@ def test_missing_curves_get_a_mask_or_drop_their_depths(survey: str) -> None:
 
 
 def test_window_is_decided_by_its_key_and_short_wells_are_padded(survey: str) -> None:
-    fold = job(survey, "x", training={"patch": [500], "augment": {"noise": 0, "gain": 0}}).fold("cnn", "B", 0)
+    fold = job(survey, "x", training={"patch": [500], "augment": {"noise": 0, "gain": 0}}).fold("cnn", ("B",), 0)
     task = WellsTask(fold)
     source = task.source(task.fit())
     first, same, other = (source.draw((1, 2, 3, item)) for item in (4, 4, 5))
@@ -114,7 +115,7 @@ def test_window_is_decided_by_its_key_and_short_wells_are_padded(survey: str) ->
 def test_curve_that_counts_as_missing_looks_as_if_it_were(survey: str) -> None:
     curves = {"curves": ["GR", "LATE"], "missing": "median"}
     training = {"patch": [40], "augment": {"noise": 0, "gain": 0, "missing": 0.5}}
-    fold = job(survey, "x", data=wells_data(survey, curves=curves), training=training).fold("cnn", "C", 0)
+    fold = job(survey, "x", data=wells_data(survey, curves=curves), training=training).fold("cnn", ("C",), 0)
     task = WellsTask(fold)
     fitted = task.fit()
     source = task.source(fitted)

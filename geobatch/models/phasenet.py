@@ -5,13 +5,21 @@ Tensor axes: B batch, C channel, K class, S sample.
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from typing import cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from scipy.signal import resample_poly
 from torch import Tensor, nn
 
 from geobatch.models.layers import require_sizes
 
+RATE_HZ, WINDOW = 100.0, 3001
+PHASES = ("noise", "P", "S")
+P, S = 1, 2
 KERNEL = 7
 STRIDE = 4
 DEPTH = 5
@@ -69,6 +77,43 @@ class PhaseNet(nn.Module):
             made = torch.relu(second(same(_joined(skip, made))))
         logits_BKS: Tensor = self.out(made)
         return logits_BKS
+
+
+def pick_phases(
+    network: nn.Module, window: npt.NDArray[np.float32], rate_hz: float, threshold: float = 0.3
+) -> tuple[float, float]:
+    """Seconds from the first sample to the likeliest P, and to the likeliest S after it; NaN where it is none.
+
+    The window is resampled to 100 Hz and seen in parts of 3001 samples, each component less its mean and over its
+    deviation. A sample's probability is the largest of the parts that see it.
+
+    Args:
+        network: The original PhaseNet, or one with the same input and outputs.
+        window: `(component, sample)`, E, N, Z; NaN counts as 0.
+        rate_hz: Its samples per second.
+        threshold: Smaller probabilities make no pick.
+    """
+    ratio = Fraction(RATE_HZ / rate_hz).limit_denominator(1000)
+    lines = resample_poly(np.nan_to_num(window).astype(np.float64), ratio.numerator, ratio.denominator, axis=-1)
+    samples = max(lines.shape[-1], WINDOW)
+    lines = np.pad(lines, ((0, 0), (0, samples - lines.shape[-1])))
+    starts = sorted({*range(0, samples - WINDOW, WINDOW // 4), samples - WINDOW})
+    parts = np.stack([lines[:, start : start + WINDOW] for start in starts])
+    parts -= parts.mean(axis=-1, keepdims=True)
+    deviation = parts.std(axis=-1, keepdims=True)
+    parts /= np.where(deviation > 0, deviation, 1)
+    with torch.inference_mode():
+        seen_BKS = network(torch.from_numpy(parts.astype(np.float32))).softmax(dim=1).numpy()
+    likely = np.zeros((seen_BKS.shape[1], samples))
+    for start, seen_KS in zip(starts, seen_BKS, strict=True):
+        own = slice(start, start + WINDOW)
+        likely[:, own] = np.maximum(likely[:, own], seen_KS)
+    p_sample = int(likely[P].argmax())
+    s_sample = p_sample + int(likely[S][p_sample:].argmax())
+    return tuple(  # type: ignore[return-value]
+        sample / RATE_HZ if likely[phase, sample] > threshold else math.nan
+        for phase, sample in ((P, p_sample), (S, s_sample))
+    )
 
 
 def _down(before: int, after: int, *, last: bool) -> list[nn.Module]:

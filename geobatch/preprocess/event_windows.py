@@ -133,7 +133,7 @@ class WindowInput(Frozen):
         return np.ascontiguousarray(made, np.float32)
 
     def _waveform(self, window: Float32Array) -> Float32Array:
-        level, moved = _level(window), _centred(window)
+        level, moved = _level(window), centred(window)
         made: Float32Array = moved / np.float32(level or 1.0)
         if self.amplitude == "kept":
             told = self._scaled(np.log10(level)) if level else FLOOR
@@ -162,7 +162,7 @@ class WindowInput(Frozen):
         level = _level(window)
         if self.form == "waveform":
             return np.array([level])
-        moved = _centred(window)
+        moved = centred(window)
         if self.amplitude == "normalised":
             moved = moved / np.float32(level or 1.0)
         lines = xr.DataArray(moved, dims=("component", "sample"), attrs={"sampling_rate_hz": self.rate_hz})
@@ -175,7 +175,7 @@ class WindowInput(Frozen):
         return (logarithms - self.mean) / self.deviation
 
 
-def _centred(window: Float32Array) -> Float32Array:
+def centred(window: Float32Array) -> Float32Array:
     """The window without its components' means; 0 where nothing was recorded."""
     there = np.isfinite(window)
     mean = np.where(there, window, 0).sum(axis=1, dtype=np.float64) / np.maximum(there.sum(axis=1), 1)
@@ -185,7 +185,7 @@ def _centred(window: Float32Array) -> Float32Array:
 def _level(window: Float32Array) -> float:
     """Root mean square of the recorded samples about their components' means."""
     recorded = int(np.isfinite(window).sum())
-    return float(np.sqrt((_centred(window).astype(np.float64) ** 2).sum() / max(recorded, 1)))
+    return float(np.sqrt((centred(window).astype(np.float64) ** 2).sum() / max(recorded, 1)))
 
 
 def _positive_logarithms(amplitudes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -55,6 +55,7 @@ class Records:
         self._own_lengths = survey["length"].values.astype(int)
         self._lengths = np.floor((self._own_lengths - 1) * ratio).astype(int) + 1
         self._p_samples = survey["p_sample"].values * ratio
+        self._s_samples = survey["s_sample"].values * ratio
         self._labels = survey["magnitude"].values.astype(float)
         self._waveform = _components(survey, data)
         self._small = self._waveform.nbytes <= cache_bytes
@@ -91,6 +92,10 @@ class Records:
             low, high = (part * self._samples for part in self._data.p_between)
             first, last = max(first, math.ceil(p_sample - high)), min(last, math.floor(p_sample - low))
         return first, last
+
+    def s_minus_p_s(self, record: int) -> float:
+        """Seconds from the P pick of a record to its S pick; NaN where one of them is not there."""
+        return float(self._s_samples[record] - self._p_samples[record]) / self.rate_hz
 
     def _record(self, record: int) -> Float32Array:
         """A whole record `(component, sample)` at the common rate."""
