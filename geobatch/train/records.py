@@ -144,8 +144,10 @@ class Records:
 def held_out_groups(records: Records, validation: Validation, where: str) -> tuple[str, ...]:
     """The groups that train nothing: those named, or a share of them that their names decide as if by chance.
 
+    Of a share at least one group is held out, and one trains.
+
     Raises:
-        UsageError: a group is not there, or none is left for training.
+        UsageError: a group is not there, none is left for training, or there is one alone.
     """
     groups = sorted({records.groups[k] for k in records.usable})
     for name in validation.groups or ():
@@ -154,9 +156,17 @@ def held_out_groups(records: Records, validation: Validation, where: str) -> tup
                 f"no such {validation.by}", where=where, measured=name, limit=f"one of {', '.join(groups)}"
             )
     chosen = validation.groups
+    if chosen is None and validation.fraction and len(groups) == 1:
+        raise UsageError(
+            f"windows of one {validation.by} alone cannot be split",
+            where=where,
+            measured=groups[0],
+            remedy="Give another validation.by, or fraction 0 to validate nothing.",
+        )
     if chosen is None:
         mixed = sorted(groups, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-        chosen = tuple(sorted(mixed[: round(validation.fraction * len(groups))]))
+        wanted = max(1, round(validation.fraction * len(groups))) if validation.fraction else 0
+        chosen = tuple(sorted(mixed[: min(wanted, len(groups) - 1)]))
     if len(set(chosen)) == len(groups):
         raise UsageError(
             f"no {validation.by} is left for training", where=where, measured=f"{len(groups)} of them held out"
