@@ -11,7 +11,14 @@ import yaml
 from events import STATIONS, windows_data, write_events
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    mean_absolute_error,
+    r2_score,
+    roc_auc_score,
+    root_mean_squared_error,
+)
 
 from geobatch.errors import UsageError
 from geobatch.formats import IngestJob, ingest_job
@@ -26,7 +33,7 @@ from geobatch.train.compare_windows import (
     BOOTSTRAPS,
     event_figures,
     magnitude_figures,
-    resampled_figures,
+    resamples,
     window_folds,
 )
 from geobatch.train.networks import StaLtaSpec
@@ -127,28 +134,35 @@ def test_ratio_is_that_of_the_energies_before_and_after(factor: float) -> None:
     assert largest_ratio(np.float32(factor) * window, 100.0, spec) == pytest.approx(100, rel=0.03)
 
 
-def test_weights_count_windows_several_times() -> None:
+def test_figures_are_those_of_scikit_learn_with_every_resample() -> None:
     random = np.random.default_rng(2)
-    labels, answers = random.integers(0, 2, 30).astype(float), random.random(30)
-    times = random.integers(0, 4, 30)
-    repeated = np.repeat(labels, times), np.repeat(answers, times), np.ones(times.sum())
-    for figures in (event_figures, magnitude_figures):
-        assert figures(labels, answers, times.astype(float)) == pytest.approx(figures(*repeated))
-    assert event_figures(labels, answers, np.ones(30))["auroc"] == pytest.approx(roc_auc_score(labels, answers))
-    errors = magnitude_figures(labels, labels + 0.5, np.ones(30))
-    assert errors["rmse"] == errors["mae"] == pytest.approx(0.5)
+    labels, answers = random.integers(0, 2, 40).astype(float), random.integers(0, 12, 40) / 12
+    weights = random.integers(0, 4, (5, 40)).astype(float)
+    found, errors = event_figures(labels, answers, weights), magnitude_figures(labels, answers, weights)
+    for number, weight in enumerate(weights):
+        expected = {
+            "auroc": roc_auc_score(labels, answers, sample_weight=weight),
+            "auprc": average_precision_score(labels, answers, sample_weight=weight),
+            "accuracy": accuracy_score(labels, answers > 0.5, sample_weight=weight),
+        }
+        assert {key: values[number] for key, values in found.items()} == pytest.approx(expected)
+        wrong = {
+            "rmse": root_mean_squared_error(labels, answers, sample_weight=weight),
+            "mae": mean_absolute_error(labels, answers, sample_weight=weight),
+            "r2": r2_score(labels, answers, sample_weight=weight),
+        }
+        assert {key: values[number] for key, values in errors.items()} == pytest.approx(wrong)
 
 
-def test_bootstrap_draws_whole_groups_and_the_same_for_all() -> None:
-    group = np.repeat([0, 1, 2], 4)
-    drawn = resampled_figures(
-        lambda answers, weights: {"mean": float(np.average(answers, weights=weights))},
-        {"one": group.astype(float), "other": group + 1.0},
-        group,
-    )
-    assert drawn["one"]["mean"].shape == (BOOTSTRAPS,)
-    np.testing.assert_allclose(drawn["other"]["mean"] - drawn["one"]["mean"], 1)
-    assert set(np.round(3 * drawn["one"]["mean"]).astype(int)) == set(range(7))
+def test_bootstrap_draws_whole_groups() -> None:
+    group = np.repeat([0, 1, 2], [4, 1, 2])
+    weights = resamples(group)
+    assert weights.shape == (BOOTSTRAPS, 7)
+    for number in range(3):
+        own = weights[:, group == number]
+        assert (own == own[:, :1]).all()
+    assert (weights[:, [0, 4, 5]].sum(axis=1) == 3).all()
+    assert weights[:, 0].mean() == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from geobatch.errors import DataError, MismatchError, UsageError
 from geobatch.models.bundle import load_bundle
+from geobatch.models.windows import answer_windows
 from geobatch.preprocess.event_windows import WindowInput
 from geobatch.train.spec import TrainJob
 from geobatch.train.train import train
@@ -242,21 +243,27 @@ def test_training_ends_in_a_bundle_that_prepares_windows(survey: str, tmp_path: 
     assert spec.windows is not None and spec.windows.sampling_rate_hz == RATE_HZ
     source = WindowsTask(given).source({"input": spec.windows.model_dump()})
     records = source.records
-    quiet, loud = (spec.windows.apply(records.read(2, start)) for start in (0, P_SAMPLE - 100))
-    import torch
-
-    with torch.inference_mode():
-        told = bundle.network()(torch.from_numpy(np.stack([quiet, loud]))).sigmoid()[:, 0]
-    assert told[1] > 0.5 > told[0]
+    pair = np.stack([records.read(2, start) for start in (0, P_SAMPLE - 100)])
+    told = answer_windows(bundle, pair, RATE_HZ)
+    assert told.shape == (2, 2) and told[1, EVENT] > 0.5 > told[0, EVENT]
+    np.testing.assert_allclose(told.sum(axis=1), 1, rtol=1e-5)
+    with pytest.raises(MismatchError, match="not what the bundle was trained on"):
+        answer_windows(bundle, pair, 100.0)
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_network_of_magnitudes_tells_in_which_scale_it_answers(survey: str, tmp_path: Path) -> None:
     given = job(survey, "magnitude", input=PICTURE).model_copy(update={"output": str(tmp_path / "bundle")})
-    spec = load_bundle(train(given)).spec
+    bundle = load_bundle(train(given))
+    spec = bundle.spec
     assert spec.classes == () and spec.axes == ("frequency", "time") and spec.number is not None
     task = WindowsTask(given)
     labels = [task.records.label(k) for k in task.records.usable if task.records.groups[k] != "BB.TWO"]
     assert spec.number.mean == pytest.approx(np.mean(labels)) and spec.number.name == "magnitude"
     assert spec.windows is not None and spec.windows.amplitude == "kept" and spec.windows.mean is not None
     assert spec.metrics["validation"]["count"] == 4
+    held_out = [k for k in task.records.usable if task.records.groups[k] == "BB.TWO"]
+    source = task.source(task.fit())
+    windows = np.stack([task.records.read(cut.record, cut.start) for k in held_out for cut in source.fixed(k)])
+    errors = answer_windows(bundle, windows, RATE_HZ) - [task.records.label(k) for k in held_out]
+    assert np.sqrt(np.mean(errors**2)) == pytest.approx(spec.metrics["validation"]["rmse"], rel=1e-3)

@@ -113,15 +113,19 @@ def run_fold(job: CompareJob, fold: Fold) -> bytes:
     plan = make_plan(training, task, "fold")
     source = task.source(plan.fitted)
     places = contest.places(source, fold.held_out)
-    parts = [part.read() for part in source.held_out()]
-    if isinstance(model, Baseline):
+    network = None if isinstance(model, Baseline) else _trained(plan, source)
+    labels, given = [], []
+    for part in source.held_out():
+        example = part.read()
+        labels.append(example.labels.reshape(-1))
+        if network is not None:
+            answer = source.answer(network, example, torch.device("cpu"), plan.objective.answer).numpy()
+            given.append(answer.reshape(len(answer), -1))
+    if network is None:
         answers = contest.baseline(source, model, len(task.classes), training.training.seed)
     else:
-        network = _trained(plan, source)
-        given = [source.answer(network, part, torch.device("cpu"), plan.objective.answer).numpy() for part in parts]
-        answers = np.concatenate([answer.reshape(len(answer), -1) for answer in given], axis=1)
-    labels = np.concatenate([part.labels.reshape(-1) for part in parts])
-    body = Blind(answers.astype(np.float32), labels, places).dumped()
+        answers = np.concatenate(given, axis=1)
+    body = Blind(answers.astype(np.float32), np.concatenate(labels), places).dumped()
     storage.put(key, body)
     return body
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score
 
 from geobatch.errors import UsageError
 from geobatch.train.blind import Blind
@@ -18,10 +16,8 @@ from geobatch.train.records import Records
 from geobatch.train.windows import WindowsSource
 from geobatch.train.windows_spec import WindowsData
 
-BOOTSTRAPS = 2_000
+BOOTSTRAPS = 10_000
 Values = npt.NDArray[np.float64]
-Figures = Callable[[Values, Values, Values], dict[str, float]]
-"""Of labels, answers and weights `(window,)`."""
 
 
 def window_folds(job: CompareJob) -> list[tuple[str, ...]]:
@@ -64,19 +60,34 @@ def window_figures(job: CompareJob, folds: Sequence[tuple[str, ...]], blind: dic
         `accuracy` (at probability 1/2), of magnitudes `rmse`, `mae` and `r2`; `pairs`: per pair the difference of
         each figure, its interval by the same resamples for both, and the share of resamples in which the first is
         better; `best`: the name with the highest `auroc`, or the lowest `rmse`.
+
+    Raises:
+        UsageError: candidates left out other records.
     """
     records = _records(job)
     of_events = records.picked
     figures = event_figures if of_events else magnitude_figures
     own = next(iter(blind.values()))
     places = np.concatenate([part.places for part in own]).astype(int)
+    for name, parts in blind.items():
+        if not np.array_equal(np.concatenate([part.places for part in parts]), places):
+            raise UsageError(
+                "candidates are judged by other windows, and so cannot be compared",
+                where=f"candidates.{name}",
+                remedy="Give all the same data.input.missing, and components and window_s that leave the same out.",
+            )
     labels = np.concatenate([part.labels for part in own]).astype(np.float64)
     answers = {
         name: np.concatenate([part.answers[-1] for part in parts]).astype(np.float64) for name, parts in blind.items()
     }
     groups, group = np.unique([records.groups[place] for place in places], return_inverse=True)
-    drawn = resampled_figures(partial(figures, labels), answers, group)
-    whole = {name: figures(labels, given, np.ones(len(labels))) for name, given in answers.items()}
+    weights = resamples(group)
+    drawn = {name: figures(labels, given, weights) for name, given in answers.items()}
+    once = np.ones((1, len(labels)))
+    whole = {
+        name: {key: float(value[0]) for key, value in figures(labels, given, once).items()}
+        for name, given in answers.items()
+    }
     result: dict[str, Any] = {
         "by": job.by,
         "groups": len(groups),
@@ -107,49 +118,58 @@ def window_figures(job: CompareJob, folds: Sequence[tuple[str, ...]], blind: dic
     return result
 
 
-def event_figures(labels: Values, answers: Values, weights: Values) -> dict[str, float]:
-    """Areas under the curves of the ROC and of precision over recall, and accuracy.
+def event_figures(labels: Values, answers: Values, weights: Values) -> dict[str, Values]:
+    """Areas under the curves of the ROC and of precision over recall (average precision), and accuracy, `(resample,)`.
 
     Args:
         labels: `(window,)`, 1 of events and 0 of noise.
         answers: `(window,)` probability of an event.
-        weights: `(window,)`, how often each counts.
+        weights: `(resample, window)`, how often each counts.
     """
+    order = np.argsort(-answers, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(answers[order])), len(order) - 1)
+    events, noise = ((weights * (labels == kind))[:, order].cumsum(axis=1)[:, ends] for kind in (1, 0))
+    recall, false = events / events[:, -1:], noise / noise[:, -1:]
+    with np.errstate(invalid="ignore"):
+        precision = np.nan_to_num(events / (events + noise))
+    risen, widened = (np.diff(rate, axis=1, prepend=0) for rate in (recall, false))
+    right = (answers > 0.5) == (labels == 1)
     return {
-        "auroc": float(roc_auc_score(labels, answers, sample_weight=weights)),
-        "auprc": float(average_precision_score(labels, answers, sample_weight=weights)),
-        "accuracy": float(accuracy_score(labels, answers > 0.5, sample_weight=weights)),
+        "auroc": (widened * (recall - risen / 2)).sum(axis=1),
+        "auprc": (risen * precision).sum(axis=1),
+        "accuracy": (weights * right).sum(axis=1) / weights.sum(axis=1),
     }
 
 
-def magnitude_figures(labels: Values, answers: Values, weights: Values) -> dict[str, float]:
-    """Root mean square and mean size of the errors, and the share of the variance that is explained."""
-    errors = answers - labels
-    square = float(np.average(errors**2, weights=weights))
-    spread = float(np.average((labels - np.average(labels, weights=weights)) ** 2, weights=weights))
-    mae = float(np.average(np.abs(errors), weights=weights))
-    return {"rmse": square**0.5, "mae": mae, "r2": 1 - square / spread if spread else float("nan")}
+def magnitude_figures(labels: Values, answers: Values, weights: Values) -> dict[str, Values]:
+    """Root mean square and mean size of the errors, and the share of the variance that is explained, `(resample,)`.
+
+    Args:
+        labels: `(window,)`.
+        answers: `(window,)`.
+        weights: `(resample, window)`, how often each counts.
+    """
+    shares = weights / weights.sum(axis=1, keepdims=True)
+    square = shares @ (answers - labels) ** 2
+    spread = shares @ labels**2 - (shares @ labels) ** 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        explained = 1 - square / spread
+    return {"rmse": np.sqrt(square), "mae": shares @ np.abs(answers - labels), "r2": explained}
 
 
-def resampled_figures(
-    figures: Callable[[Values, Values], dict[str, float]], answers: dict[str, Values], group: npt.NDArray[np.intp]
-) -> dict[str, dict[str, Values]]:
-    """Per candidate and figure `(resample,)`: groups drawn with replacement, the same for all candidates.
+def resamples(group: npt.NDArray[np.intp]) -> Values:
+    """`(resample, window)`: how often each window counts when groups are drawn with replacement.
 
     Efron & Tibshirani 1993, An Introduction to the Bootstrap.
 
     Args:
-        figures: Of answers and weights.
-        answers: Per candidate, `(window,)`.
-        group: Number of each window's group.
+        group: `(window,)`, number of each window's group.
     """
     random = np.random.default_rng(0)
     count = int(group.max()) + 1
-    weights = [
-        np.bincount(random.integers(count, size=count), minlength=count)[group].astype(float) for _ in range(BOOTSTRAPS)
-    ]
-    found = {name: [figures(given, weight) for weight in weights] for name, given in answers.items()}
-    return {name: {key: np.array([one[key] for one in every]) for key in every[0]} for name, every in found.items()}
+    times = [np.bincount(random.integers(count, size=count), minlength=count) for _ in range(BOOTSTRAPS)]
+    weights: Values = np.array(times, np.float64)[:, group]
+    return weights
 
 
 def _interval(values: Values) -> list[float]:
