@@ -237,7 +237,7 @@ def test_training_ends_in_a_bundle_that_prepares_windows(survey: str, tmp_path: 
     bundle = load_bundle(train(given))
     spec = bundle.spec
     assert [entry.name for entry in spec.classes] == ["noise", "event"] and spec.number is None
-    assert spec.model["classes"] == 1 and spec.reach.unbounded == (0,) and spec.axes == ("sample",)
+    assert spec.model["classes"] == 1 and spec.reach.unbounded == (0,) and spec.axes == ("time",)
     assert spec.metrics["validation"]["pixel_accuracy"] > 0.85
     assert spec.provenance["surveys"][0]["records"] == 24
     assert spec.windows is not None and spec.windows.sampling_rate_hz == RATE_HZ

@@ -16,6 +16,7 @@ from geobatch.models import build_model
 from geobatch.models.bundle import load_bundle, save_bundle
 from geobatch.models.foreign import phasenet_bundle
 from geobatch.models.phasenet import PHASES, P, PhaseNet, S, pick_phases
+from geobatch.models.sections import volume_network
 from geobatch.survey import open_survey
 
 STATION = (-21.04323, -69.4874)
@@ -54,6 +55,8 @@ def test_both_files_of_weights_load_strictly_and_make_one_bundle(test_data: Path
     save_bundle(str(tmp_path / "bundle"), safe)
     spec = load_bundle(str(tmp_path / "bundle")).spec
     assert [entry.name for entry in spec.classes] == list(PHASES) and spec.reach.unbounded == (0,)
+    with pytest.raises(MismatchError, match="axes"):
+        volume_network(safe)
     assert spec.window == 3001 and spec.data.sample_interval == 0.01
 
 

@@ -47,7 +47,7 @@ def phasenet_bundle(url: str, name: str = "phasenet") -> Bundle:
         name=name,
         network=network,
         model=model,
-        axes=("sample",),
+        axes=("time",),
         stride=(1,),
         classes=tuple(ClassInfo(name=phase, color=color) for phase, color in zip(PHASES, COLORS, strict=True)),
         chain=Chain(),

@@ -72,7 +72,7 @@ class WindowInput(Frozen):
     @property
     def axes(self) -> tuple[str, ...]:
         """Names of the axes of a network's input."""
-        return ("sample",) if self.form == "waveform" else ("frequency", "time")
+        return ("time",) if self.form == "waveform" else ("frequency", "time")
 
     @property
     def samples(self) -> int:
