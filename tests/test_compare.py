@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from geobatch.job import load_job, parse_job
 from geobatch.models.bundle import load_bundle
 from geobatch.storage import open_storage
 from geobatch.survey import open_survey
-from geobatch.train.compare import compare, paired_bootstrap
-from geobatch.train.compare_folds import Blind, Fold, every_fold, gathered, groups_of, measured
+from geobatch.train.blind import Blind
+from geobatch.train.compare import compare
+from geobatch.train.compare_choice import choices, every_fold, gathered, parts_of
 from geobatch.train.compare_spec import CompareJob
+from geobatch.train.compare_wells import paired_bootstrap, well_measure
 from geobatch.train.spec import TrainJob
 from geobatch.train.train import train
 from geobatch.train.wells import WellsTask
@@ -153,29 +156,34 @@ def test_what_is_chosen_for_a_well_is_best_without_it(survey: str) -> None:
     trees = {"model": {"name": "boosting"}}
     candidates = {"first": trees, "second": trees, "both": {"mean_of": ["first", "second"]}}
     candidates["best"] = {"choose_of": ["first", "second", "both"]}
-    asked = job(survey, "x", candidates=candidates, groups=3)
-    assert groups_of(asked, wells) == [("A", "D"), ("B", "E"), ("C", "F")]
-    folds = every_fold(asked, wells)
-    assert len(folds) == 2 * (6 + 3)
+    asked = job(survey, "x", candidates=candidates, parts=3)
+    folds = [(well,) for well in wells]
+    assert parts_of(asked, folds) == [("A", "D"), ("B", "E"), ("C", "F")]
+    models = every_fold(asked, folds)
+    assert len(models) == 2 * (6 + 3)
 
-    def answer(right: float) -> Blind:
-        """An answer that is right for so large a share of the depths, and the surer the more."""
-        given = np.where(np.arange(100) < 100 * right, 1, 0)
-        probabilities = np.where(np.arange(2)[:, None] == given, 0.5 + right / 2, 0.5 - right / 2).astype(np.float32)
-        return Blind(probabilities, np.ones(100, np.uint8), np.arange(100.0))
+    def answer(shares: dict[str, float], held_out: tuple[str, ...]) -> Blind:
+        """Answers that are right for so large a share of the depths of each well, and the surer the more."""
+        right = np.repeat([shares[well] for well in held_out], 100)
+        given = np.where(np.tile(np.arange(100), len(held_out)) < 100 * right, 1, 0)
+        sure = np.where(np.arange(2)[:, None] == given, 0.5 + right / 2, 0.5 - right / 2).astype(np.float32)
+        places = np.tile(np.arange(100.0), len(held_out))
+        return Blind(sure, np.ones(len(right), np.uint8), places, np.repeat(held_out, 100))
 
-    def found(share: dict[str, dict[str, float]]) -> dict[Fold, dict[str, Blind]]:
-        return {fold: {w: answer(share[fold.candidate][w]) for w in fold.wells} for fold in folds}
+    def chosen(share: dict[str, dict[str, float]]) -> tuple[dict[str, str], dict[str, list[Blind]]]:
+        found = {model: answer(share[model.candidate], model.held_out) for model in models}
+        taken = choices(asked, folds, found, partial(well_measure, asked))
+        return {fold[0]: name for fold, name in taken["best"].items()}, gathered(asked, folds, found, taken)
 
     # The second is better on every well but C and F, on which it is far worse.
     share = {"first": dict.fromkeys(wells, 0.6), "second": dict.fromkeys(wells, 0.7) | {"C": 0.1, "F": 0.1}}
-    answers, chosen = gathered(asked, wells, found(share), None)
-    assert chosen["best"] == {"A": "first", "B": "first", "C": "second", "D": "first", "E": "first", "F": "second"}
-    assert [measured(a, None) for a in answers["best"]] == [0.6, 0.6, 0.1, 0.6, 0.6, 0.1]
-    # What the blind well and its group say of themselves is in no choice of theirs.
+    taken, answers = chosen(share)
+    assert taken == {"A": "first", "B": "first", "C": "second", "D": "first", "E": "first", "F": "second"}
+    assert [well_measure(asked, one) for one in answers["best"]] == [0.6, 0.6, 0.1, 0.6, 0.6, 0.1]
+    # What the blind well says of itself is in no choice for it.
     for well in wells:
         other = {name: {**shares, well: 1 - shares[well]} for name, shares in share.items()}
-        assert gathered(asked, wells, found(other), None)[1]["best"][well] == chosen["best"][well]
+        assert chosen(other)[0][well] == taken[well]
 
 
 def test_choices_among_what_is_chosen_are_refused(survey: str) -> None:

@@ -9,15 +9,17 @@ from geobatch.errors import UsageError
 from geobatch.models.attention import Attention
 from geobatch.models.cnn import CNN
 from geobatch.models.foreign import Foreign
+from geobatch.models.phasenet import PhaseNet
 from geobatch.models.rnn import RNN
 from geobatch.models.unet import UNet
 
-__all__ = ["CNN", "MODELS", "RNN", "Attention", "Foreign", "UNet", "build_model"]
+__all__ = ["CNN", "MODELS", "RNN", "Attention", "Foreign", "PhaseNet", "UNet", "build_model"]
 
 MODELS: dict[str, type[torch.nn.Module]] = {
     "attention": Attention,
     "cnn": CNN,
     "foreign": Foreign,
+    "phasenet": PhaseNet,
     "rnn": RNN,
     "unet": UNet,
 }

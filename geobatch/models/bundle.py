@@ -22,10 +22,11 @@ from torch import nn
 from geobatch.blocks import Halo
 from geobatch.errors import IntegrityError, NotFoundError
 from geobatch.models import build_model
-from geobatch.models.reach import verified_reach
+from geobatch.models.reach import verified_reach, whole_input
 from geobatch.preprocess import Chain, Crop
 from geobatch.preprocess.bands import Bands
 from geobatch.preprocess.curves import Curves
+from geobatch.preprocess.event_windows import WindowInput
 from geobatch.storage import open_storage
 
 WEIGHTS = "model.safetensors"
@@ -64,6 +65,14 @@ class DataDescription(_Frozen):
     quantiles: tuple[float, ...] = ()
 
 
+class NumberInfo(_Frozen):
+    """A number that a network answers with: it gives its distance from `mean` over `deviation`."""
+
+    name: str
+    mean: float
+    deviation: float
+
+
 class ReachInfo(_Frozen):
     """The measured reach, as `models.reach.Reach` documents it, and the worst deviation of tiled from whole output."""
 
@@ -89,6 +98,8 @@ class BundleSpec(_Frozen):
         curves: Of a network of logs: the fitted curves, its channels.
         bands: Of a network of rasters: the fitted bands, its channels.
         window: Of a network of sequences: the samples it was trained on at a time.
+        windows: Of a network of event windows: how they become its channels, fitted.
+        number: Of a network that answers with a number, and has no classes.
     """
 
     schema_version: int = 1
@@ -101,6 +112,8 @@ class BundleSpec(_Frozen):
     curves: Curves | None = None
     bands: Bands | None = None
     window: int | None = None
+    windows: WindowInput | None = None
+    number: NumberInfo | None = None
     reach: ReachInfo
     data: DataDescription
     metrics: dict[str, Any] = {}
@@ -111,7 +124,7 @@ class BundleSpec(_Frozen):
     def _without_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A bundle of volumes reads, and hashes, as it did before there were others."""
         document: dict[str, Any] = serialize(self)
-        for key in ("curves", "bands", "window"):
+        for key in ("curves", "bands", "window", "windows", "number"):
             if document[key] is None:
                 del document[key]
         return document
@@ -150,12 +163,15 @@ def make_bundle(
     curves: Curves | None = None,
     bands: Bands | None = None,
     window: int | None = None,
+    windows: WindowInput | None = None,
+    number: NumberInfo | None = None,
     metrics: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """A bundle of a trained network, its reach measured and its tiling checked for every size modulo the stride.
 
-    Axes along which its output depends on the whole patch, or on the patch's size or place, are recorded as unbounded.
+    Axes along which its output depends on the whole patch, or on the patch's size or place, are recorded as unbounded;
+    of a network that answers once per input, all.
 
     Args:
         name: The bundle's name.
@@ -169,6 +185,8 @@ def make_bundle(
         curves: Of a network of logs, fitted.
         bands: Of a network of rasters, fitted.
         window: Of a network of sequences: the samples it was trained on at a time.
+        windows: Of a network of event windows, fitted.
+        number: What it answers with, where it has no classes.
         metrics: Figures of the held-out data.
         provenance: Where it comes from.
 
@@ -179,7 +197,8 @@ def make_bundle(
     state: dict[str, torch.Tensor] = {k: v.detach().contiguous() for k, v in network.state_dict().items()}
     weights = safetensors.torch.save(state)
     in_channels = int(model.get("in_channels", 1))
-    reach, deviation = verified_reach(network, in_channels, stride)
+    once = model.get("output") == "one"
+    reach, deviation = (whole_input(stride), 0.0) if once else verified_reach(network, in_channels, stride)
     spec = BundleSpec(
         name=name,
         model=dict(model),
@@ -190,6 +209,8 @@ def make_bundle(
         curves=curves,
         bands=bands,
         window=window,
+        windows=windows,
+        number=number,
         reach=ReachInfo(**dataclasses.asdict(reach), tiling_deviation=deviation),
         data=data,
         metrics=dict(metrics or {}),

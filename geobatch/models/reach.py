@@ -81,6 +81,12 @@ def verified_reach(network: nn.Module, in_channels: int, stride: tuple[int, ...]
     return replace(reach, halo=halo, unbounded=unbounded), max(d for d in (0.0, *deviations) if d <= TOLERANCE)
 
 
+def whole_input(stride: tuple[int, ...]) -> Reach:
+    """The reach of a network that answers once: its output depends on all of its input."""
+    by_phase = tuple(((0, 0),) * period for period in stride)
+    return Reach(stride, by_phase, ((0, 0),) * len(stride), unbounded=tuple(range(len(stride))))
+
+
 def tiling_deviations(network: nn.Module, in_channels: int, reach: Reach) -> tuple[float, ...]:
     """Per axis, how far tiled and whole output differ, relative to the largest, over every size modulo the stride.
 

@@ -1,32 +1,65 @@
-"""Which model suits the data: every candidate trained without each well in turn, and judged by that well."""
+"""Which model suits the data: every candidate trained without some groups in turn, and judged by those."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
 from geobatch import cluster
-from geobatch.errors import UsageError
+from geobatch.errors import NotFoundError, UsageError
 from geobatch.fanout import in_order, open_fanout
+from geobatch.models.bundle import load_bundle
 from geobatch.storage import absolute_url, open_storage
-from geobatch.survey import INVALID_CLASS
-from geobatch.train.compare_folds import Blind, Fold, every_fold, gathered, measured, read_fold, run_fold
+from geobatch.train.blind import Blind, Fold
+from geobatch.train.compare_choice import choices, every_fold, gathered
 from geobatch.train.compare_spec import CompareJob
-from geobatch.train.data import class_names
-from geobatch.train.metrics import confusion_matrix, load_penalty, scores
-from geobatch.train.wells import open_wells
+from geobatch.train.compare_wells import well_baseline, well_figures, well_folds, well_measure, well_places
+from geobatch.train.compare_windows import window_figures, window_folds, window_measure, window_places
+from geobatch.train.kinds import open_task
+from geobatch.train.loop import fit_network
+from geobatch.train.networks import AmplitudeSpec, Baseline
+from geobatch.train.places import AlonePlace, WorkerPlan
+from geobatch.train.source import Source
+from geobatch.train.train import make_plan, run_hash
+from geobatch.train.window_baselines import window_baseline
 
 RESULT = "compare.json"
 FOLD_BYTES = 2**31
-BOOTSTRAPS = 10_000
 
 OnFold = Callable[[int, int], None]
+Groups = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """How one kind of data is compared.
+
+    Attributes:
+        folds: The groups that are left out together.
+        places: Of a source and its held-out groups: what tells their cells apart.
+        baseline: Of a source, a baseline, the number of classes and a seed: its answers.
+        figures: The result of all candidates' answers.
+        measure: How good an answer is, more being better: what a choice goes by.
+    """
+
+    folds: Callable[[CompareJob], list[Groups]]
+    places: Callable[[Any, Groups], Any]
+    baseline: Callable[[Any, Any, int, int], Any]
+    figures: Callable[[CompareJob, Sequence[Groups], dict[str, list[Blind]]], dict[str, Any]]
+    measure: Callable[[CompareJob, Blind], float]
+
+
+CONTESTS = {
+    "wells": Contest(well_folds, well_places, well_baseline, well_figures, well_measure),
+    "windows": Contest(window_folds, window_places, window_baseline, window_figures, window_measure),
+}
 
 
 def compare(job: CompareJob, on_progress: OnFold = lambda done, total: None) -> dict[str, Any]:
@@ -36,26 +69,17 @@ def compare(job: CompareJob, on_progress: OnFold = lambda done, total: None) -> 
     job run again, or one with more candidates, does what is missing.
 
     Returns:
-        `candidates`: per name `mean_accuracy` over the wells (the micro-averaged F1, as every depth has one class), its
-        `standard_error`, `pooled` figures as `metrics.scores` documents them, `wells` with the accuracy of each, and
-        `penalty_score` where a penalty is given; `pairs`: per pair the difference of mean accuracy (and of the penalty
-        score), its 95 % interval by a paired bootstrap over wells, and the share of bootstraps in which the first is
-        better; of a candidate that chooses, `chosen` by well; `best`: the name with the highest mean accuracy, or
-        penalty score where one is given.
+        What `well_figures` and `window_figures` document; of a candidate that chooses also `chosen`, the candidate
+        taken for each part that is left out.
 
     Raises:
-        UsageError: a well or curve is not there, or a training did not stay finite.
+        UsageError: a group or curve is not there, or a training did not stay finite.
         NotFoundError, DataError, MismatchError: as `train`.
     """
-    job = job.model_copy(
-        update={
-            "output": absolute_url(job.output),
-            "data": job.data.model_copy(update={"survey": absolute_url(job.data.survey)}),
-        }
-    )
-    wells = _wells(job)
-    penalty = None if job.penalty is None else load_penalty(job.penalty)
-    folds = every_fold(job, wells)
+    job = _absolute(job)
+    contest = CONTESTS[job.data.kind]
+    groups = contest.folds(job)
+    folds = every_fold(job, groups)
     cluster.connect(cpus=job.resources.workers)
     done = 0
 
@@ -66,74 +90,71 @@ def compare(job: CompareJob, on_progress: OnFold = lambda done, total: None) -> 
 
     with open_fanout(small=False) as fanout:
         found = in_order(fanout, partial(run_fold, job), folds, task_bytes=FOLD_BYTES, on_result=heard)
-    answers, chosen = gathered(job, wells, dict(zip(folds, map(read_fold, found), strict=True)), penalty)
-    result = judged(job, wells, answers, penalty)
-    for name, by_well in chosen.items():
-        result["candidates"][name]["chosen"] = by_well
+    answers = dict(zip(folds, map(Blind.loaded, found), strict=True))
+    chosen = choices(job, groups, answers, partial(contest.measure, job))
+    result = contest.figures(job, groups, gathered(job, groups, answers, chosen))
+    for name, members in chosen.items():
+        told = {", ".join(held_out): member for held_out, member in members.items()}
+        result["candidates"][name]["chosen"] = told
     open_storage(job.output).put(RESULT, json.dumps(result, indent=2).encode())
     return result
 
 
-def judged(
-    job: CompareJob, wells: Sequence[str], blind: dict[str, list[Blind]], penalty: npt.NDArray[np.float64] | None
-) -> dict[str, Any]:
-    """The result of the candidates' answers, as `compare` documents it."""
-    names = [entry["name"] for entry in class_names(open_wells(job.data)[job.data.labels], job.data.survey)]
-    told: dict[str, Any] = {}
-    for name, answers in blind.items():
-        matrices = [confusion_matrix(a.labels, a.probabilities.argmax(axis=0), len(names)) for a in answers]
-        told[name] = {"by_well": matrices, "accuracy": np.array([measured(a, None) for a in answers])}
-        if penalty is not None:
-            told[name]["score"] = np.array([measured(a, penalty) for a in answers])
-    measure = "accuracy" if penalty is None else "score"
-    result: dict[str, Any] = {"wells": list(wells), "classes": names, "candidates": {}, "pairs": []}
-    for name, figures in told.items():
-        accuracy = figures["accuracy"]
-        result["candidates"][name] = {
-            "mean_accuracy": round(float(accuracy.mean()), 4),
-            "standard_error": round(float(accuracy.std(ddof=1) / math.sqrt(len(wells))), 4) if len(wells) > 1 else None,
-            "wells": {well: round(float(value), 4) for well, value in zip(wells, accuracy, strict=True)},
-            "pooled": scores(np.sum(figures["by_well"], axis=0), names),
-        }
-        if penalty is not None:
-            result["candidates"][name]["penalty_score"] = round(float(figures["score"].mean()), 4)
-    for number, first in enumerate(told):
-        for second in list(told)[number + 1 :]:
-            pair: dict[str, Any] = {"first": first, "second": second}
-            for key in ("accuracy", *(("score",) if penalty is not None else ())):
-                pair[key] = paired_bootstrap(told[first][key], told[second][key])
-            result["pairs"].append(pair)
-    result["best"] = max(told, key=lambda name: float(told[name][measure].mean()))
-    return result
+def run_fold(job: CompareJob, fold: Fold) -> bytes:
+    """What a candidate says of the groups left out, a `Blind` as NPZ, stored or computed."""
+    training = job.fold(fold.candidate, fold.held_out, fold.seed)
+    task = open_task(training)
+    model = job.candidates[fold.candidate].model
+    key = f"folds/{_fold_hash(model, run_hash(training, task))}.npz"
+    storage = open_storage(job.output)
+    try:
+        return storage.get(key)
+    except NotFoundError:
+        pass
+    contest = CONTESTS[job.data.kind]
+    plan = make_plan(training, task, "fold")
+    source = task.source(plan.fitted)
+    places = contest.places(source, fold.held_out)
+    network = None if isinstance(model, Baseline) else _trained(plan, source)
+    labels, given, groups = [], [], []
+    for part in source.held_out():
+        example = part.read()
+        labels.append(example.labels.reshape(-1))
+        groups += [part.name] * example.labels.size
+        if network is not None:
+            answer = source.answer(network, example, torch.device("cpu"), plan.objective.answer).numpy()
+            given.append(answer.reshape(len(answer), -1))
+    if network is None:
+        answers = contest.baseline(source, model, len(task.classes), training.training.seed)
+    else:
+        answers = np.concatenate(given, axis=1)
+    body = Blind(answers.astype(np.float32), np.concatenate(labels), places, np.array(groups)).dumped()
+    storage.put(key, body)
+    return body
 
 
-def paired_bootstrap(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> dict[str, Any]:
-    """Difference of means over wells, its 95 % interval, and the share of resamples in which the first is better.
-
-    Wells are drawn with replacement, the same for both (Efron & Tibshirani 1993, An Introduction to the Bootstrap).
-    """
-    random = np.random.default_rng(0)
-    drawn = random.integers(len(first), size=(BOOTSTRAPS, len(first)))
-    differences = (first - second)[drawn].mean(axis=1)
-    low, high = np.quantile(differences, (0.025, 0.975))
-    return {
-        "difference": round(float((first - second).mean()), 4),
-        "interval": [round(float(low), 4), round(float(high), 4)],
-        "first_better": round(float((differences > 0).mean()), 4),
-    }
+def _trained(plan: WorkerPlan, source: Source) -> torch.nn.Module:
+    network = fit_network(plan, AlonePlace(validates=False), source)
+    if isinstance(network, UsageError):
+        raise network
+    return network.eval()
 
 
-def _wells(job: CompareJob) -> list[str]:
-    """The wells left out in turn, of those that have a label."""
-    wells = open_wells(job.data)
-    names = [str(name) for name in wells["well"].values.tolist()]
-    if job.wells is not None:
-        if unknown := [name for name in job.wells if name not in names]:
-            raise UsageError("no such well", where=job.data.survey, measured=unknown[0], limit=", ".join(names))
-        return list(job.wells)
-    labels = wells[job.data.labels].transpose("well", ...).values
-    labelled = ((labels != INVALID_CLASS) & np.isfinite(labels)).any(axis=1)
-    free = [n for n, has in zip(names, labelled, strict=True) if has and n not in job.data.training_only]
-    if len(free) < 2:
-        raise UsageError("leaving one well out needs two with labels", where=job.data.survey, measured=len(free))
-    return free
+def _absolute(job: CompareJob) -> CompareJob:
+    """The job with plain paths made absolute: folds run in folders of their own."""
+    candidates = {}
+    for name, candidate in job.candidates.items():
+        if isinstance(candidate.model, AmplitudeSpec) and candidate.model.weights:
+            model = candidate.model.model_copy(update={"weights": absolute_url(candidate.model.weights)})
+            candidate = candidate.model_copy(update={"model": model})
+        candidates[name] = candidate
+    data = job.data.model_copy(update={"survey": absolute_url(job.data.survey)})
+    return job.model_copy(update={"output": absolute_url(job.output), "data": data, "candidates": candidates})
+
+
+def _fold_hash(model: Any, run: str) -> str:
+    """SHA-256 of all that decides a fold's answers."""
+    baseline = model.model_dump(mode="json") if isinstance(model, Baseline) else None
+    if isinstance(model, AmplitudeSpec) and model.weights:
+        baseline = {**model.model_dump(mode="json"), "weights": load_bundle(model.weights).spec.hash}
+    return hashlib.sha256(json.dumps([run, baseline]).encode()).hexdigest()

@@ -9,11 +9,13 @@ from geobatch.train.source import Task
 from geobatch.train.spec import TrainJob
 from geobatch.train.volumes import VolumeTask
 from geobatch.train.wells import WellsTask
+from geobatch.train.windows import WindowsTask
 
 TASKS: dict[str, Callable[[TrainJob], Task]] = {
     "raster": RasterTask,
     "volume": VolumeTask,
     "wells": WellsTask,
+    "windows": WindowsTask,
 }
 
 

@@ -125,6 +125,15 @@ class ForeignSpec(_Network):
         return self.total_stride
 
 
+class PhaseNetSpec(_Network):
+    """`models.phasenet.PhaseNet`."""
+
+    answers_once: ClassVar[bool] = False
+
+    name: Literal["phasenet"]
+    filters: int = Field(default=8, ge=1, le=256)
+
+
 class BoostingSpec(_Network):
     """Gradient boosting of trees on each depth by itself (`train.boosting`), the baseline of logs.
 
@@ -144,17 +153,56 @@ class BoostingSpec(_Network):
     around: int = Field(default=1, ge=0, le=32)
 
 
+class StaLtaSpec(_Network):
+    """The largest ratio of a short to a long average of energy (`train.window_baselines`), the baseline of detection.
+
+    Attributes:
+        short_s: Length of the short average in s.
+        long_s: Length of the long one.
+        band_hz: Between which frequencies the energy lies.
+    """
+
+    name: Literal["sta_lta"]
+    short_s: float = Field(default=0.5, gt=0)
+    long_s: float = Field(default=5.0, gt=0)
+    band_hz: tuple[float, float] = (2.0, 20.0)
+
+
+class AmplitudeSpec(_Network):
+    """Least squares on log amplitude and log S − P time (`train.window_baselines`), the baseline of magnitudes.
+
+    Attributes:
+        weights: URL of a bundle of PhaseNet that picks P and S; without it the survey's own picks count.
+    """
+
+    name: Literal["amplitude"]
+    weights: str | None = None
+
+
 def _named(given: Any) -> Any:
     return {"name": DEFAULT, **given} if isinstance(given, dict) else given
 
 
 AnyModel = Annotated[
-    UNetSpec | CNNSpec | RNNSpec | AttentionSpec | ForeignSpec | BoostingSpec,
+    UNetSpec
+    | CNNSpec
+    | RNNSpec
+    | AttentionSpec
+    | PhaseNetSpec
+    | ForeignSpec
+    | BoostingSpec
+    | StaLtaSpec
+    | AmplitudeSpec,
     Field(discriminator="name"),
     BeforeValidator(_named),
 ]
 NetworkSpec = Annotated[
-    UNetSpec | CNNSpec | RNNSpec | AttentionSpec | ForeignSpec, Field(discriminator="name"), BeforeValidator(_named)
+    UNetSpec | CNNSpec | RNNSpec | AttentionSpec | PhaseNetSpec | ForeignSpec,
+    Field(discriminator="name"),
+    BeforeValidator(_named),
 ]
-SEQUENCE_NETWORKS = ("rnn", "attention")
+Baseline = BoostingSpec | StaLtaSpec | AmplitudeSpec
+BASELINES = {"wells": ("boosting",), "event": ("sta_lta",), "magnitude": ("amplitude",)}
+"""What is no network, by what it is asked."""
+SEQUENCE_NETWORKS = ("rnn", "attention", "phasenet")
 """Networks of one axis alone."""

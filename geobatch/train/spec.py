@@ -9,6 +9,7 @@ from geobatch.preprocess.bands import Bands
 from geobatch.preprocess.base import Frozen
 from geobatch.preprocess.curves import Curves
 from geobatch.train.networks import SEQUENCE_NETWORKS, NetworkSpec, UNetSpec
+from geobatch.train.windows_spec import Grouping, WindowsData
 
 Axis3 = Literal["inline", "crossline", "sample"]
 
@@ -93,21 +94,22 @@ def _volume_unless_told(given: Any) -> Any:
 
 
 TrainingData = Annotated[
-    VolumeData | WellsData | RasterData, Field(discriminator="kind"), BeforeValidator(_volume_unless_told)
+    VolumeData | WellsData | RasterData | WindowsData, Field(discriminator="kind"), BeforeValidator(_volume_unless_told)
 ]
 
 
 class Validation(Frozen):
-    """Ground whose labels train no weight: of volumes a band of lines, of logs whole wells, of rasters blocks.
+    """Ground whose labels train no weight: of volumes a band of lines, of rasters blocks, of others whole groups.
 
-    Samples of the band and of the wells train none either; those of blocks are seen around what is trained on.
+    Groups of logs are wells, those of event windows stations, networks or events. Samples of bands and groups train
+    none either; those of blocks are seen around what is trained on.
 
     Statistics of a volume's preprocessing come from the whole survey, the band included, as they do in scoring, where
     they are fitted to the survey being scored: the metrics measure the network, not its preprocessing. Those of logs
     come from the wells of training.
 
     Attributes:
-        fraction: of the lines, the last ones, of the wells, or of the blocks, held out; 0 validates nothing.
+        fraction: of the lines, the last ones, of the wells, blocks or groups of windows, held out; 0 validates nothing.
         axis: of volumes: the axis along which lines are counted; by default that of the sections, or `inline`.
         lines: of volumes: numbers of the first and last line held out, instead of a fraction of them; the band holds
             the first or the last line of the survey.
@@ -115,6 +117,8 @@ class Validation(Frozen):
         block: of rasters: cells along each side of a block.
         patches: at most so many are scored per epoch, of volumes.
         wells: of logs: those held out, instead of a fraction of them.
+        by: of event windows: no two of one station, network or event are on both sides.
+        groups: of event windows: those stations, networks or events held out, instead of a fraction of them.
     """
 
     fraction: float = Field(default=0.15, ge=0, lt=0.9)
@@ -124,19 +128,23 @@ class Validation(Frozen):
     block: int = Field(default=64, ge=1)
     patches: int = Field(default=32, ge=1)
     wells: tuple[str, ...] | None = None
+    by: Grouping = "station"
+    groups: tuple[str, ...] | None = None
 
 
 class Augmentation(Frozen):
-    """Changes under which geology stays geology. Polarity is never changed: it carries meaning.
+    """Changes under which geology stays geology. Polarity of volumes is never changed: it carries meaning.
 
     Attributes:
-        flip: reverse inlines or crosslines, each half of the time; not of logs.
+        flip: reverse inlines or crosslines, each half of the time; of event windows the polarity; not of logs.
         swap: exchange the two, half of the time, where the patch is square; not of logs.
         noise: largest standard deviation of added noise, over that of the patch, or of the curve over all wells; from
             white to smooth along samples.
-        gain: standard deviation of the logarithm of a factor on the whole patch, or on each curve.
+        gain: standard deviation of the logarithm of a factor on the whole patch or window, or on each curve; a
+            magnitude grows by the factor's decimal logarithm, as local magnitude does (Richter 1935).
         shift: of logs: standard deviation of a constant added to each curve, over the curve's own.
-        missing: of logs: share of windows in which a curve that has a mask channel counts as missing, each by itself.
+        missing: of logs: share of windows in which a curve that has a mask channel counts as missing, each by itself;
+            of event windows the same of components, of which one always stays.
     """
 
     flip: bool = True
@@ -265,15 +273,22 @@ class Recipe(Frozen):
         sections = {data.sections for data in self.data if isinstance(data, VolumeData)}
         if len(sections) > 1:
             raise ValueError("data: sections across the same axes in all of the surveys")
-        axes = {"wells": 1, "raster": 2}.get(self.data[0].kind, 3 if sections == {()} else 2)
+        windows = next((data for data in self.data if isinstance(data, WindowsData)), None)
+        if windows and self.training.patch is not None:
+            raise ValueError("training.patch: windows are as long as data.input.window_s")
+        others = {"wells": 1, "raster": 2, "volume": 3 if sections == {()} else 2}
+        axes = len(windows.input.axes) if windows else others[self.data[0].kind]
         if self.training.patch is not None and len(self.training.patch) != axes:
             raise ValueError(f"training.patch: {len(self.training.patch)} axes, of data with {axes}")
         if kinds != {"volume"} and self.preprocess.steps:
-            raise ValueError("preprocess: of volumes; logs are prepared by data.curves, rasters by data.bands")
+            prepared = {"wells": "data.curves", "raster": "data.bands", "windows": "data.input"}
+            raise ValueError(f"preprocess: prepared by {prepared[self.data[0].kind]}")
         if axes > 1 and self.model.name in SEQUENCE_NETWORKS:
             raise ValueError(f"model: {self.model.name} takes data of one axis, such as wells")
-        if self.training.loss == "bce" and kinds != {"windows"}:
+        if self.training.loss == "bce" and (windows is None or windows.ask != "event"):
             raise ValueError("training.loss: bce is of whole windows of two classes")
+        if windows and windows.ask == "magnitude" and self.training.loss != "cross_entropy":
+            raise ValueError("training.loss: magnitudes have the Huber loss, and no other")
         if any(getattr(step, "statistics", None) is not None for step in self.preprocess.steps):
             raise ValueError("preprocess: statistics are fitted by the run and cannot be given")
         return self

@@ -28,7 +28,7 @@ from geobatch.train.networks import ForeignSpec
 from geobatch.train.places import WorkerPlan
 from geobatch.train.schedule import epochs_since_best
 from geobatch.train.source import Task
-from geobatch.train.spec import RasterData, TrainJob, VolumeData, WellsData
+from geobatch.train.spec import RasterData, TrainingData, TrainJob, VolumeData
 from geobatch.train.state import TrainingState
 from geobatch.train.telling import OnProgress, watched
 
@@ -111,8 +111,8 @@ def with_absolute_urls(job: TrainJob) -> TrainJob:
     return job.model_copy(update={"data": data, "init_from": begin, "output": absolute_url(job.output)})
 
 
-def _urls(data: VolumeData | WellsData | RasterData) -> tuple[str, ...]:
-    return ("survey",) if isinstance(data, WellsData) else ("survey", "labels")
+def _urls(data: TrainingData) -> tuple[str, ...]:
+    return ("survey", "labels") if isinstance(data, (VolumeData, RasterData)) else ("survey",)
 
 
 def run_hash(job: TrainJob, task: Task) -> str:
