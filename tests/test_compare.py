@@ -155,7 +155,7 @@ def test_what_is_chosen_for_a_well_is_best_without_it(survey: str) -> None:
     wells = ["A", "B", "C", "D", "E", "F"]
     trees = {"model": {"name": "boosting"}}
     candidates = {"first": trees, "second": trees, "both": {"mean_of": ["first", "second"]}}
-    candidates["best"] = {"choose_of": ["first", "second", "both"]}
+    candidates["best"] = {"choose_of": ["first", "second"]}
     asked = job(survey, "x", candidates=candidates, parts=3)
     folds = [(well,) for well in wells]
     assert parts_of(asked, folds) == [("A", "D"), ("B", "E"), ("C", "F")]
