@@ -169,15 +169,15 @@ def test_a_killed_job_run_again_trains_what_is_missing_and_comes_to_the_same_end
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:
-        started(s3, 3)
+        started(s3, 2)
         family = psutil.Process(process.pid).children(recursive=True)
     finally:
         for member in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
             member.send_signal(signal.SIGKILL)
     process.communicate()
     psutil.wait_procs(family, timeout=20)
-    before = {key: body for key, body in started(s3, 3).items()}
-    assert len(before) < 8
+    before = started(s3, 2)
+    assert len(before) < len({row["record"] for row in found["trials"]})
     with pytest.raises(UsageError, match="no bundle there"):
         load_bundle(s3)
     result = tune(job(survey, s3))
@@ -191,7 +191,7 @@ def test_a_killed_job_run_again_trains_what_is_missing_and_comes_to_the_same_end
 def test_a_killed_worker_goes_on_from_the_last_epoch_of_its_trial(survey: str, tmp_path: Path) -> None:
     single = {"search": {"training.learning_rate": {"choice": [GOOD]}}, "trials": 1}
     changed = document(survey, str(tmp_path / "killed"), **single)
-    changed["train"]["training"]["epochs"] = 40
+    changed["train"]["training"]["epochs"] = 12
     before: dict[str, bytes] = {}
 
     def kill() -> None:
@@ -209,7 +209,7 @@ def test_a_killed_worker_goes_on_from_the_last_epoch_of_its_trial(survey: str, t
     weights = {load_bundle(result["bundle"]).spec.weights_sha256 for result in (killed, whole)}
     assert len(weights) == 1
     ((key, body),) = before.items()
-    assert 0 < len(seconds(body)) < 40
+    assert 0 < len(seconds(body)) < 12
     assert seconds(open_storage(changed["output"]).get(key))[: len(seconds(body))] == seconds(body)
 
 
