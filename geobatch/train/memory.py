@@ -77,7 +77,7 @@ def step_bytes(plan: WorkerPlan, shape: tuple[int, ...]) -> int:
 
     def step() -> None:
         # Whatever the loss is, it holds something of the size of the output.
-        nn.functional.log_softmax(network(inputs), dim=1).mean().backward()
+        nn.functional.log_softmax(network(inputs), dim=1).mean().backward()  # type: ignore[no-untyped-call]
 
     weights: int = sum(value.nbytes for value in network.state_dict().values())
     return int(SCRATCH * tensor_bytes(step)) + _copies(plan.job.training) * weights
