@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from itertools import cycle
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from geobatch.report.figures import Group, Panel
 from geobatch.report.html import page_environment, put_page, version_text
 from geobatch.report.tables import Verdict
 from geobatch.storage import join_url
+from geobatch.train.spec import Validation
 
 PAGE = "train.html"
 TEMPLATE = "groups.html.j2"
@@ -55,7 +59,7 @@ def render_training(url: str, spec: BundleSpec) -> str:
             listed=0,
             rows=_rows(spec),
             shown_rows=40,
-            groups=training_groups(history),
+            groups=training_groups(history, {entry.name: entry.color for entry in spec.classes}),
             header="",
             attribution="",
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -64,11 +68,11 @@ def render_training(url: str, spec: BundleSpec) -> str:
     )
 
 
-def training_groups(history: list[dict[str, Any]]) -> list[Group]:
-    """Curves of the loss and of what was held out, by epoch."""
+def training_groups(history: list[dict[str, Any]], colors: Mapping[str, str] = MappingProxyType({})) -> list[Group]:
+    """Curves of the loss and of what was held out, by epoch; of classes in their colours, where they have some."""
     if not history:
         return []
-    panels = [_loss(history), *_shares(history), *_numbers(history), *_classes(history)]
+    panels = [_loss(history), *_shares(history), *_numbers(history), *_classes(history, colors)]
     return [Group("How it went", "The loss is the mean of an epoch's steps; the rest is what was held out.", panels)]
 
 
@@ -106,16 +110,17 @@ def _numbers(history: list[dict[str, Any]]) -> list[Panel]:
     return panels
 
 
-def _classes(history: list[dict[str, Any]]) -> list[Panel]:
+def _classes(history: list[dict[str, Any]], colors: Mapping[str, str]) -> list[Panel]:
     """F1 of each class."""
-    names = list((history[-1]["validation"] or {}).get("classes") or {})[: len(LINE_COLORS)]
+    names = list((history[-1]["validation"] or {}).get("classes") or {})
     if not names:
         return []
     epochs, _ = _curve(history, lambda figures: figures["loss"])
     chart = Chart(_epochs(epochs), linear(0, 1, "F1"))
-    for name, color in zip(names, LINE_COLORS, strict=False):
+    legend = [(name, colors.get(name, color)) for name, color in zip(names, cycle(LINE_COLORS), strict=False)]
+    for name, color in legend:
         _drawn(chart, *_curve(history, lambda f, name=name: f["validation"]["classes"][name]["f1"]), color)
-    return [chart.panel("F1 of each class", legend=list(zip(names, LINE_COLORS, strict=False)))]
+    return [chart.panel("F1 of each class", legend=legend)]
 
 
 def _curve(history: list[dict[str, Any]], value: Any) -> tuple[Any, Any]:
@@ -137,6 +142,25 @@ def _drawn(chart: Chart, epochs: Any, values: Any, color: str) -> Chart:
     return chart
 
 
+def _held_out(validation: dict[str, Any]) -> str:
+    """The keys of a validation that say more than the schema by itself."""
+    usual = Validation().model_dump(mode="json")
+    told = {key: value for key, value in validation.items() if value != usual.get(key)}
+    if not told and "fraction" in validation:
+        told = {"fraction": validation["fraction"]}
+    return "; ".join(f"{key} {_plain(value)}" for key, value in told.items())
+
+
+def _plain(value: Any) -> str:
+    return (
+        ", ".join(map(_plain, value))
+        if isinstance(value, list)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
 def _rows(spec: BundleSpec) -> list[tuple[str, str]]:
     """What the bundle is, line by line."""
     job = spec.provenance.get("job") or {}
@@ -148,7 +172,7 @@ def _rows(spec: BundleSpec) -> list[tuple[str, str]]:
         ("classes", ", ".join(entry.name for entry in spec.classes) or "none: a number"),
         ("halo", ", ".join(f"{before} and {after}" for before, after in spec.reach.halo)),
         ("trained on", ", ".join(str(survey["url"]) for survey in spec.provenance.get("surveys", []))),
-        ("held out", str(job.get("validation", ""))),
+        ("held out", _held_out(job.get("validation") or {})),
         *((NAMES[key], f"{value:.4f}") for key, value in validation.items() if key in NAMES and value is not None),
         ("hash", spec.hash),
     ]
