@@ -123,9 +123,11 @@ def run_job(
 
         return preprocess(job, lambda done, total: on_progress(done, total, ""))
     if isinstance(job, CompareJob):
+        from geobatch.report.comparing import write_comparison
         from geobatch.train.compare import compare
 
-        return compare(job, lambda done, total: on_progress(done, total, ""))
+        compared = compare(job, lambda done, total: on_progress(done, total, ""))
+        return {**compared, "page": write_comparison(job, compared)}
     if isinstance(job, EvaluateJob):
         from geobatch.report.evaluation import write_evaluation
         from geobatch.train.evaluate import evaluate_job, summary

@@ -6,13 +6,16 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboardX.proto.event_pb2 import Event
 
+from geobatch.report.comparing import _differences, render_comparison
 from geobatch.report.training import training_groups
 from geobatch.storage import open_storage
 from geobatch.train.board import EVENTS, FOLDER, scalars, tell_board
+from geobatch.train.compare_spec import CompareJob
 
 HEADER = 8 + 4
 
@@ -57,6 +60,34 @@ def test_events_hold_every_figure_and_grow_at_their_end(tmp_path_factory: Any, e
 def test_telling_a_place_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / FOLDER).write_text("a file where a folder should be")
     tell_board(str(tmp_path), history(1))
+
+
+@pytest.mark.parametrize("kind", ["wells", "windows"])
+def test_a_comparison_is_told_with_its_chances(kind: str) -> None:
+    interval = {"difference": -0.1, "interval": [-0.2, 0.05], "first_better": 0.2}
+    if kind == "wells":
+        figures = {"mean_accuracy": 0.6, "standard_error": 0.1, "wells": {"A <b>": 0.5, "B": 0.7}}
+        chosen = {**figures, "chosen": {"A <b>": "cnn", "B": "cnn"}}
+        result = {"wells": ["A <b>", "B"], "candidates": {"cnn": figures, "choice": chosen}}
+        key = "accuracy"
+    else:
+        entry = {"auroc": {"value": 0.9, "interval": [0.8, 0.95]}}
+        result = {"windows": 8, "groups": 3, "by": "station", "candidates": {"cnn": entry, "choice": entry}}
+        key = "auroc"
+    result |= {"best": "choice", "pairs": [{"first": "cnn", "second": "choice", key: interval}]}
+    data = {"kind": "wells", "survey": "s", "labels": "l", "curves": {"curves": ["GR"]}}
+    job = CompareJob.model_validate(
+        {"data": data, "candidates": {"cnn": {"model": {"name": "cnn"}}}, "output": "o", "name": "which"}
+    )
+    page = render_comparison(job, result)
+    assert "best: choice" in page and "choice against the others" in page and "<b>" not in page
+    assert ("chosen: cnn 2 ×" in page) == (kind == "wells")
+    # The best is the second of the pair: its difference is the other way round.
+    (panel,) = _differences(result)[0].panels
+    assert panel.frame.x_label.endswith("of choice less that of the other")
+    (zero,) = (mark for mark in panel.marks if "v" in mark.path)
+    dot = panel.marks[-1]
+    assert float(dot.path[1:].split()[0]) > float(zero.path[1:].split()[0])
 
 
 def test_curves_are_those_of_what_was_measured() -> None:
